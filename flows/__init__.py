@@ -1,0 +1,1 @@
+"""Prefect flows: orchestration only. Each step is a function of `forge_core`; ids cross between steps."""

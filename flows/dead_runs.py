@@ -1,0 +1,42 @@
+"""Flow runs whose process was killed stay "Running" on the server; this marks them Crashed."""
+
+import asyncio
+import os
+import socket
+
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.states import Crashed
+
+
+async def crash_dead_runs() -> list[str]:
+    """Mark runs of this machine whose process is gone Crashed and return their names."""
+    unfinished = FlowRunFilter(
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.CANCELLING]))
+    )
+    async with get_client() as client:
+        runs = await client.read_flow_runs(flow_run_filter=unfinished, limit=200)
+        return [run.name for run in runs if _is_dead(run) and await _crash(client, run)]
+
+
+async def _crash(client: PrefectClient, run: FlowRun) -> bool:
+    await client.set_flow_run_state(run.id, Crashed(message="its process was killed"), force=True)
+    return True
+
+
+def _is_dead(run: FlowRun) -> bool:
+    host, _, pid = (run.infrastructure_pid or "").rpartition(":")
+    if host != socket.gethostname() or not pid.isdigit():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+if __name__ == "__main__":
+    asyncio.run(crash_dead_runs())

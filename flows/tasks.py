@@ -1,0 +1,176 @@
+"""The steps of the flows: each calls one function of `forge_core` and leaves what there is to look at."""
+
+import logging
+import tempfile
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+
+from flows.artifacts import leave_picture, leave_table, leave_text, slug
+from flows.caching import CACHED, REPEATED
+from flows.house import House, open_house
+from forge_core.data.ingest import ingest
+from forge_core.models.evaluation import Evaluation, Verdict
+from forge_core.monitoring.drift_detection import FeatureDriftDetector
+from forge_core.monitoring.reports import drift_markdown
+from forge_core.policy import DataPolicy, GatePolicy
+from forge_core.tracking.mlflow_extensions import ExperimentTracker
+from forge_core.tracking.registry import CHALLENGER, CHAMPION, write_mlmodel
+from forge_core.training import candidate
+from forge_core.training.candidate import Recipe
+from forge_core.training.datasets import SplitRequest, load_split
+from forge_core.training.lineage import code_commit, lock_hash
+from forge_core.training.tuning import search
+
+logger = logging.getLogger(__name__)
+
+
+@task(name="ingest", **CACHED)
+def ingest_rows(
+    model: str, source: str, policy: DataPolicy, since: str | None, until: str | None
+) -> dict[str, Any]:
+    """Load, check against the contract, set bad rows aside, keep the good ones as a dataset version."""
+    house = open_house(model)
+    version, checked = ingest(house.storage, source, policy, since=since, until=until, code_commit=code_commit())
+    logger.info("dataset=%s rows=%d set_aside=%d", version.id, version.n_rows, version.n_bad)
+    reasons = checked.quarantine.groupby(["column", "check"]).size().rename("rows").reset_index()
+    leave_text(
+        slug(model, "data"),
+        f"**{version.n_rows:,} rows** of `{source}` up to {until or 'now'} are dataset `{version.id}`; "
+        f"{version.n_bad:,} rows were set aside.\n\n" + (reasons.to_markdown(index=False) if len(reasons) else ""),
+        "Ingested rows and what the contract refused",
+    )
+    return {"dataset": version.id, "rows": version.n_rows, "set_aside": version.n_bad}
+
+
+@task(name="compare-with-training", **CACHED)
+def compare_parts(model: str, split: SplitRequest) -> dict[str, Any]:
+    """Tell how the newest, held-out rows differ from those to be trained on."""
+    house = open_house(model)
+    parts = load_split(house.storage, split)
+    numerical = parts.X_train.select_dtypes("number").columns.tolist()
+    categorical = [c for c in parts.X_train.columns if c not in numerical]
+    detector = FeatureDriftDetector(parts.X_train, categorical, numerical)
+    report = detector.compute_drift(parts.X_test)
+    leave_text(slug(model, "held-out-drift"), drift_markdown(report), "Held-out rows against training rows")
+    return {"score": report.score, "feature": report.feature}
+
+
+@task(name="search", **CACHED)
+def search_parameters(
+    model: str, split: SplitRequest, model_type: str, metric: str, trials: int, fixed: dict[str, Any],
+    start_from: dict[str, Any] | None, random_state: int,
+) -> dict[str, Any]:
+    """Search hyperparameters with Ray Tune."""
+    house = open_house(model)
+    bar = create_progress_artifact(0.0, key=slug(model, "search"), description=f"{trials} trials")
+
+    def progress(done: int, result: dict[str, Any]) -> None:
+        logger.info("trial %d/%d %s", done, trials, result)
+        update_progress_artifact(bar, 100.0 * done / trials)
+
+    found = search(
+        split, model_type=model_type, metric=metric, trials=trials, fixed=fixed, start_from=start_from,
+        random_state=random_state, address=house.ray_address, progress=progress,
+    )
+    table = [{**t["hyperparameters"], metric: round(t[metric], 5)} for t in found.trials]
+    leave_table(slug(model, "trials"), sorted(table, key=lambda row: row[metric]), f"Trials by validation {metric}")
+    return {"hyperparameters": found.hyperparameters, "value": found.value, "trials": found.trials}
+
+
+@task(name="fit", **CACHED)
+def fit_winner(model: str, recipe: Recipe) -> str:
+    """Fit features and estimator on the training and validation part."""
+    return candidate.fit(open_house(model).storage, recipe)
+
+
+@task(name="evaluate", **CACHED)
+def evaluate_candidate(
+    model: str, recipe: Recipe, policy: GatePolicy, champion: str | None
+) -> dict[str, Any]:
+    """Score the held-out rows with intervals and ask the gate."""
+    house = open_house(model)
+    name = f"champion v{champion}" if champion else "the training mean"
+    with house.version(champion) as folder:
+        evaluation, verdict = candidate.evaluate(
+            house.storage, recipe, policy=policy, champion=folder, champion_name=name
+        )
+    _leave_evaluation(house, recipe, evaluation, verdict)
+    logger.info("gate passed=%s reason=%s", verdict.passed, verdict.reason)
+    return {"evaluation": evaluation.to_dict(), "verdict": verdict.to_dict(), "reason": verdict.reason}
+
+
+@task(name="compile", **CACHED)
+def compile_pipeline(model: str, recipe: Recipe, tolerance: float) -> dict[str, Any]:
+    """Convert to ONNX and measure parity on held-out rows."""
+    return candidate.compile_candidate(open_house(model).storage, recipe, tolerance=tolerance)
+
+
+@task(name="register", **REPEATED)
+def register_version(model: str, recipe: Recipe, parent_run: str | None, reason: str, trials: list[dict[str, Any]]) -> str:
+    """Register the candidate as a version with all its parts; a second time finds the first."""
+    house = open_house(model)
+    storage = house.storage
+    if found := house.registry.by_candidate(model, recipe.candidate_id):
+        return found.version
+    judged = storage.read_json(recipe.key("evaluation.json"))
+    verdict = Verdict.from_dict(judged["verdict"])
+    evaluation = Evaluation.from_dict(judged["evaluation"])
+    lineage = {
+        "code_commit": code_commit(), "lock_sha256": lock_hash(), "flow_run": parent_run, "reason": reason,
+    }
+    with tempfile.TemporaryDirectory(prefix="forge-candidate-") as path:
+        tracker = ExperimentTracker(model, tracking_uri=house.settings.mlflow_url)
+        with tracker:
+            run_id = tracker.run_id or ""
+            parts = candidate.assemble(storage, recipe, Path(path) / "version", lineage={**lineage, "run": run_id})
+            write_mlmodel(parts.path, parts.pipeline, parts.input_example)
+            tracker.log_params({"model_type": recipe.model_type, **dict(recipe.hyperparameters)})
+            tracker.log_params({"dataset": recipe.split.dataset_id, "candidate": recipe.candidate_id})
+            tracker.log_metrics({name: interval.value for name, interval in evaluation.metrics.items()})
+            tracker.log_bytes(storage.read_bytes(recipe.key("evaluation.png")), "pictures/evaluation.png")
+            tracker.log_dict({"trials": trials}, "search.json")
+            dataset = recipe.split.dataset_id
+            sample = load_split(storage, recipe.split).train.head(1000)
+            tracker.log_dataset(
+                sample, name=dataset, source=f"{storage.url}/datasets/{dataset}", target=recipe.split.target
+            )
+            version = house.registry.register(
+                model, parts.path, run_id=run_id, candidate=recipe.candidate_id,
+                gate="passed" if verdict.passed else "refused", tags={"dataset": recipe.split.dataset_id},
+            )
+    if verdict.passed and house.registry.find(model, CHAMPION) != version:
+        house.registry.set_alias(version, CHALLENGER)
+    house.ledger.append_event(
+        "registered" if verdict.passed else "refused", model, version=version.version, actor="train flow",
+        reason=verdict.reason, details={"candidate": recipe.candidate_id, "run": version.run_id},
+    )
+    return version.version
+
+
+@task(name="deploy", **REPEATED)
+def deploy_version(model: str, version: str, reason: str, at: datetime | None) -> dict[str, Any]:
+    """Bring a version live on Ray Serve without dropping a request."""
+    from forge_core.deployment.go_live import go_live
+
+    house = open_house(model)
+    return go_live(
+        house.storage, house.ledger, house.registry, house.serve, model, version,
+        actor="train flow", reason=reason, at=at, progress=logger.info,
+    )
+
+
+def _leave_evaluation(house: House, recipe: Recipe, evaluation: Evaluation, verdict: Verdict) -> None:
+    rows = [
+        {"metric": name, "value": round(m.value, 4), "low": round(m.low, 4), "high": round(m.high, 4)}
+        for name, m in evaluation.metrics.items()
+    ]
+    leave_table(slug(house.model, "metrics"), rows, f"{recipe.candidate_id} on {evaluation.n_rows:,} held-out rows")
+    gate = [{"check": c.name, "passed": c.passed, "found": c.found, "needed": c.needed} for c in verdict.checks]
+    leave_table(slug(house.model, "gate"), gate, "The gate's verdict: " + ("passed" if verdict.passed else "refused"))
+    leave_picture(
+        slug(house.model, "evaluation"), house.storage.read_bytes(recipe.key("evaluation.png")), "ROC and calibration"
+    )

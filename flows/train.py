@@ -1,0 +1,96 @@
+"""`prefect deployment run 'train/…'`: from a source to a version that is live, or to the gate's reasons why not."""
+
+from typing import Any
+
+from prefect import flow
+from prefect.runtime import flow_run
+
+from flows.dead_runs import crash_dead_runs
+from flows.house import open_house, utc
+from flows.tasks import (
+    compare_parts,
+    compile_pipeline,
+    deploy_version,
+    evaluate_candidate,
+    fit_winner,
+    ingest_rows,
+    register_version,
+    search_parameters,
+)
+from forge_core.deployment.routing import read_state
+from forge_core.training.candidate import Recipe
+from forge_core.training.datasets import SplitRequest
+
+
+@flow(name="train")
+async def train(
+    model: str = "flights",
+    source: str | None = None,
+    since: str | None = None,
+    until: str | None = None,
+    trials: int | None = None,
+    start_from: dict[str, Any] | None = None,
+    deploy: bool = True,
+    reason: str = "asked for",
+) -> dict[str, Any]:
+    """Train a candidate, ask the gate, register it, and bring it live where the gate says yes.
+
+    Parameters
+    ----------
+    model : str
+        A model of the policy file.
+    source : str, optional
+        A source URI; the policy's by default.
+    since, until : str, optional
+        ISO times that bound the rows; labels that became known after `until` are not used.
+    trials : int, optional
+        Trials of the search; the policy's by default.
+    start_from : dict, optional
+        Hyperparameters to try first.
+    deploy : bool
+        Bring a version that passed live.
+    reason : str
+        Why, for the record.
+
+    Returns
+    -------
+    dict
+        `version`, `passed`, `reason`, `dataset`, and `live` where it was deployed.
+    """
+    await crash_dead_runs()
+    return _train(model, source, since, until, trials, start_from, deploy, reason)
+
+
+def _train(
+    model: str, source: str | None, since: str | None, until: str | None, trials: int | None,
+    start_from: dict[str, Any] | None, deploy: bool, reason: str,
+) -> dict[str, Any]:
+    house = open_house(model)
+    policy, data = house.policy, house.policy.data
+    rows = ingest_rows(model, source or data.source, data, since, until)
+    split = SplitRequest(
+        storage_url=house.settings.storage,
+        dataset_id=rows["dataset"],
+        target=data.target,
+        time_column=data.time_column,
+        validation_share=data.validation_share,
+        test_share=data.test_share,
+        random_state=policy.training.random_state,
+    )
+    compare_parts(model, split)
+    found = search_parameters(
+        model, split, policy.training.model_type, policy.training.metric, trials or policy.training.trials,
+        policy.training.hyperparameters, start_from, policy.training.random_state,
+    )
+    recipe = Recipe(split, policy.training.model_type, "classification", tuple(sorted(found["hyperparameters"].items())))
+    fit_winner(model, recipe)
+    champion = read_state(house.ledger)[1]["models"].get(model, {}).get("champion")
+    judged = evaluate_candidate(model, recipe, policy.gate, champion)
+    compile_pipeline(model, recipe, policy.gate.parity_tolerance)
+    version = register_version(model, recipe, flow_run.id, reason, found["trials"])
+    result = {
+        "version": version, "passed": judged["verdict"]["passed"], "reason": judged["reason"], "dataset": rows["dataset"],
+    }
+    if deploy and result["passed"]:
+        result["live"] = deploy_version(model, version, reason, utc(until))
+    return result

@@ -1,0 +1,207 @@
+"""Composes the whole Serve configuration from the desired state and PUTs it to Ray's dashboard.
+
+A PUT replaces every application, so there is exactly one place that composes. Each live version is an
+application of its own, `variant-{model}-v{version}`; the router learns the routing table through
+`user_config`, so a swap reconfigures it and restarts nothing: load the new version beside the old, wait
+until it runs (it warms itself with its stored example), flip the table, then remove the old one.
+"""
+
+import copy
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+
+from forge_core.deployment.routing import State, read_state
+from forge_core.errors import ConfigurationError, ModelError, ServiceUnavailable
+from forge_core.ledger import Ledger
+from forge_core.policy import load_policies
+from forge_core.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+Table = dict[str, dict[str, str]]
+
+
+def variant_name(model: str, version: str) -> str:
+    """Return the name of the Serve application that serves a version."""
+    return f"variant-{model}-v{version}"
+
+
+class ServeClient:
+    """Brings Serve to the desired state.
+
+    Parameters
+    ----------
+    dashboard_url : str
+        Base URL of Ray's dashboard.
+    token : str, optional
+        Ray's authentication token.
+    template_file : Path
+        `deployments/serve.yaml`: the applications `router`, `profiler`, `recorder` and the pattern `variant`.
+    host, port : str, int
+        Where the prediction API listens.
+    arguments : mapping
+        Passed to every application builder: storage and ledger URLs, profile, default model.
+    """
+
+    def __init__(
+        self,
+        dashboard_url: str,
+        *,
+        template_file: Path,
+        host: str,
+        port: int,
+        arguments: Mapping[str, Any],
+        token: str | None = None,
+    ) -> None:
+        self.url = f"{dashboard_url}/api/serve/applications/"
+        self.headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self.template_file, self.host, self.port = template_file, host, port
+        self.arguments = dict(arguments)
+
+    def compose(self, variants: Iterable[tuple[str, str]], table: Table) -> dict[str, Any]:
+        """Return the Serve configuration that runs these (model, version) pairs and routes by this table."""
+        template = self._template()
+        patterns = {app["name"]: app for app in template.pop("applications")}
+        pattern = patterns.pop("variant")
+        apps = []
+        for app in patterns.values():
+            app["args"] = {**self.arguments, **app.get("args", {})}
+            if app["name"] == "router":
+                _deployment(app, "Router")["user_config"] = {"models": table}
+            apps.append(app)
+        for model, version in sorted(set(variants)):
+            app = copy.deepcopy(pattern)
+            app["name"] = variant_name(model, version)
+            app["args"] = {**self.arguments, **app.get("args", {}), "model": model, "version": version}
+            apps.append(app)
+        return {**template, "http_options": {"host": self.host, "port": self.port}, "applications": apps}
+
+    def reconcile(
+        self, ledger: Ledger, *, timeout: float = 180.0, progress: Callable[[str], None] = logger.info
+    ) -> Table:
+        """Bring Serve to the ledger's desired state without dropping a request; return the live routing table.
+
+        Raises
+        ------
+        ModelError
+            When a new version does not start; the old one keeps serving.
+        ServiceUnavailable
+            When Ray's dashboard does not answer.
+        """
+        _, state = read_state(ledger)
+        wanted = _table(state)
+        live = self._live_table()
+        new = {(m, t["champion"]) for m, t in wanted.items()}
+        old = {(m, t["champion"]) for m, t in live.items()}
+        if new - old or not self._statuses():
+            progress(f"loading {', '.join(variant_name(*v) for v in sorted(new - old)) or 'the router'} beside what runs")
+            self._put(new | old, live)
+            self._wait(new | old, timeout, progress)
+        if wanted != live:
+            progress("routing traffic to " + (", ".join(variant_name(*v) for v in sorted(new)) or "no model"))
+            self._put(new | old, wanted)
+            self._wait(new | old, timeout, progress)
+        if old - new:
+            progress(f"removing {', '.join(variant_name(*v) for v in sorted(old - new))}")
+            self._put(new, wanted)
+        return wanted
+
+    def statuses(self) -> dict[str, str]:
+        """Return every Serve application with its status (RUNNING, DEPLOYING, DEPLOY_FAILED …)."""
+        return {name: app["status"] for name, app in self._statuses().items()}
+
+    def _template(self) -> dict[str, Any]:
+        if not self.template_file.is_file():
+            raise ConfigurationError(f"expected Serve's template at {self.template_file}, found none")
+        return yaml.safe_load(self.template_file.read_text())
+
+    def _live_table(self) -> Table:
+        """Read the table back from Serve itself, so that a head restart (which forgets all) is seen."""
+        router = self._statuses().get("router")
+        if not router or router["status"] not in ("RUNNING", "DEPLOYING", "UNHEALTHY"):
+            return {}
+        config = next((d for d in router["deployed_app_config"]["deployments"] if d["name"] == "Router"), {})
+        return config.get("user_config", {}).get("models", {})
+
+    def _statuses(self) -> dict[str, Any]:
+        return self._request("GET").json().get("applications", {})
+
+    def _put(self, variants: Iterable[tuple[str, str]], table: Table) -> None:
+        answer = self._request("PUT", json=self.compose(variants, table))
+        if answer.status_code >= 400:
+            raise ConfigurationError(f"Serve refused the configuration: {answer.text[:500]}")
+
+    def _request(self, method: str, **options: Any) -> httpx.Response:
+        try:
+            # `Ray-Serve` calls go to this machine or cluster, never through a proxy of the environment.
+            with httpx.Client(trust_env=False, timeout=60.0, headers=self.headers) as client:
+                answer = client.request(method, self.url, **options)
+        except httpx.HTTPError as error:
+            raise ServiceUnavailable(
+                f"expected Ray's dashboard at {self.url}, found: {error or type(error).__name__}; start it with `make up`"
+            ) from error
+        if answer.status_code == 401:
+            raise ServiceUnavailable(f"Ray's dashboard at {self.url} refused our token; see RAY_AUTH_TOKEN_PATH")
+        return answer
+
+    def _wait(self, variants: Iterable[tuple[str, str]], timeout: float, progress: Callable[[str], None]) -> None:
+        names = {"router", "profiler", "recorder", *(variant_name(m, v) for m, v in variants)}
+        deadline = time.monotonic() + timeout
+        seen: dict[str, str] = {}
+        while True:
+            apps = self._statuses()
+            statuses = {name: apps[name]["status"] if name in apps else "NOT_STARTED" for name in names}
+            for name, status in statuses.items():
+                if seen.get(name) != status:
+                    progress(f"{name}: {status.lower()}")
+            seen = statuses
+            if failed := [n for n, s in statuses.items() if s == "DEPLOY_FAILED"]:
+                raise ModelError(f"{failed[0]} did not start, what ran before goes on: {_reason(apps[failed[0]])}")
+            if all(status == "RUNNING" for status in statuses.values()):
+                return
+            if time.monotonic() > deadline:
+                waiting = {n: s for n, s in statuses.items() if s != "RUNNING"}
+                reasons = "; ".join(_reason(apps[n]) for n in waiting if n in apps)
+                raise ModelError(f"not running after {timeout:.0f} s: {waiting}; {reasons}; see FORGE_HOME/logs")
+            time.sleep(0.3)
+
+
+def get_serve_client(settings: Settings) -> ServeClient:
+    """Return a client with the settings' addresses; the token comes from Ray's own variables."""
+    policies = load_policies(settings.policy_file)
+    token_file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
+    token = os.environ.get("RAY_AUTH_TOKEN") or (token_file.read_text().strip() if token_file.is_file() else None)
+    return ServeClient(
+        settings.dashboard_url,
+        token=token,
+        template_file=settings.serve_file,
+        host=settings.host,
+        port=settings.api_port,
+        arguments={
+            "storage_url": settings.storage,
+            "ledger_url": settings.ledger,
+            "profile": settings.profile,
+            "default_model": settings.model,
+            "window_hours": {name: policy.monitor.window_hours for name, policy in policies.items()},
+        },
+    )
+
+
+def _table(state: State) -> Table:
+    return {model: {"champion": entry["champion"]} for model, entry in state["models"].items()}
+
+
+def _deployment(app: dict[str, Any], name: str) -> dict[str, Any]:
+    return next(d for d in app["deployments"] if d["name"] == name)
+
+
+def _reason(app: Mapping[str, Any]) -> str:
+    messages = [app.get("message", ""), *(d.get("message", "") for d in app.get("deployments", {}).values())]
+    return " | ".join(m.strip()[-600:] for m in messages if m) or "no message"

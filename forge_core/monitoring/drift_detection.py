@@ -1,0 +1,289 @@
+"""Does current data still look like the reference, and is that a reason to retrain.
+
+A finding needs both: significance (p below alpha over the number of tests of the check, so that alpha is the chance of
+any false alarm), and size (debiased PSI against the conventional 0.1 and 0.2). The kinds of a feature are apart: its
+distribution is compared among the values that the reference's range and levels hold; missing values, unseen levels
+and values out of range are counted on their own, since the first asks for learning and the others mostly for repair.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pandas as pd
+
+from forge_core.errors import ConfigurationError, NotEnoughSamples
+from forge_core.monitoring.drift_report import LEVELS, DriftReport, FeatureDrift, Level
+from forge_core.monitoring.feature_comparison import compare_feature
+from forge_core.monitoring.windows import ReferenceProfile
+from forge_core.statistics.distributions import GridCounts, NumericCells, ReferenceGrid
+
+logger = logging.getLogger(__name__)
+
+
+class FeatureDriftDetector:
+    """Compares data with a reference, feature by feature.
+
+    Parameters
+    ----------
+    reference_data : DataFrame, shape (n_rows, n_columns), optional
+        Rows to compare with; or give `reference_profile`.
+    categorical_features, numerical_features : sequence of str, optional
+        Features to watch. Neither given: every column, numbers as numerical, times left out.
+    warning_threshold, drift_threshold : float
+        Debiased PSI from which a significant finding warns, or is drift.
+    reference_profile : ReferenceProfile, optional
+        The stored reference of a model version.
+    alpha : float
+        Chance of any false alarm in one check, over all features.
+    min_samples : int
+        Fewest current rows on which a check is made.
+
+    Raises
+    ------
+    ConfigurationError
+        Without a reference, with two, or with features that it does not have.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> training = pd.DataFrame({"age": rng.normal(40, 10, 5000), "country": rng.choice(["de", "fr"], 5000)})
+    >>> detector = FeatureDriftDetector(training, ["country"], ["age"])
+    >>> report = detector.compute_drift(training.assign(age=training["age"] + 8))
+    >>> report.drifted, round(report.score, 2), detector.should_retrain()
+    (['age'], 0.63, True)
+    """
+
+    def __init__(
+        self,
+        reference_data: pd.DataFrame | None = None,
+        categorical_features: Sequence[str] | None = None,
+        numerical_features: Sequence[str] | None = None,
+        warning_threshold: float = 0.1,
+        drift_threshold: float = 0.2,
+        *,
+        reference_profile: ReferenceProfile | None = None,
+        alpha: float = 0.05,
+        min_samples: int = 200,
+    ) -> None:
+        if (reference_data is None) == (reference_profile is None):
+            found = "neither" if reference_data is None else "both"
+            raise ConfigurationError(f"expected reference_data or reference_profile, found {found}; give exactly one")
+        if not 0 <= warning_threshold <= drift_threshold or not 0 < alpha < 1:
+            raise ConfigurationError(
+                f"expected 0 <= warning_threshold <= drift_threshold and 0 < alpha < 1, found {warning_threshold}, "
+                f"{drift_threshold} and {alpha}"
+            )
+        self.warning_threshold, self.drift_threshold = warning_threshold, drift_threshold
+        self.alpha, self.min_samples = alpha, min_samples
+        self.last_report: DriftReport | None = None
+        self.grid: ReferenceGrid
+        self.reference: GridCounts
+        if reference_profile is not None:
+            self.grid, self.reference = reference_profile.grid, reference_profile.counts
+            named = [*(categorical_features or []), *(numerical_features or [])]
+            _require_known(named, list(self.grid.features))
+            self.watched = named or list(self.grid.features)
+        elif reference_data is not None:
+            categorical, numerical = _chosen(reference_data, categorical_features, numerical_features)
+            self.grid = ReferenceGrid.fit(reference_data, categorical, numerical)
+            self.reference = self.grid.count(reference_data)
+            self.watched = [*categorical, *numerical]
+
+    def compute_drift(self, current: pd.DataFrame | GridCounts) -> DriftReport:
+        """Return what differs from the reference; rows and their counts on the reference's grid answer the same.
+
+        Raises
+        ------
+        NotEnoughSamples
+            When there are fewer than `min_samples` rows.
+        SchemaViolation
+            When a watched column is not there.
+        ValueError
+            When counts were made on another grid.
+        """
+        n_rows = current.n_rows if isinstance(current, GridCounts) else len(current)
+        if n_rows < self.min_samples:
+            raise NotEnoughSamples(
+                f"expected at least {self.min_samples} current rows, found {n_rows}; wait for more, or merge windows",
+                context={"n_rows": n_rows, "min_samples": self.min_samples},
+            )
+        counts = self._counts(current)
+        compared = [
+            (name, finding)
+            for name in self.watched
+            for finding in compare_feature(
+                self.reference[name], counts[name], numeric=isinstance(self.grid.features[name], NumericCells)
+            )
+        ]
+        limit = self.alpha / len(compared)
+        features = tuple(
+            FeatureDrift(
+                feature=name,
+                kind=found.kind,
+                psi=found.psi,
+                psi_low=found.psi_low,
+                psi_high=found.psi_high,
+                statistic=found.test.statistic,
+                p_value=found.test.p_value,
+                level=self._level(found.psi, found.test.p_value < limit),
+                n_reference=found.n_reference,
+                n_current=found.n_current,
+            )
+            for name, found in compared
+        )
+        report = self._summary(features, n_rows)
+        if report.score >= self.drift_threshold:
+            logger.warning("Data drift detected with score %.2f (threshold: %g)", report.score, self.drift_threshold)
+        self.last_report = report
+        return report
+
+    def should_retrain(self) -> bool:
+        """Tell whether the last check's score reached the drift threshold.
+
+        Raises
+        ------
+        ValueError
+            When nothing was checked yet.
+        """
+        return self._last().score >= self.drift_threshold
+
+    def save_results(self, path: str | Path) -> None:
+        """Write the last check as JSON; folders are made as needed."""
+        file = Path(path)
+        text = json.dumps(self._last().to_dict(), indent=1)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+
+    def _last(self) -> DriftReport:
+        if self.last_report is None:
+            raise ValueError("expected a finished drift check, found none; call compute_drift first")
+        return self.last_report
+
+    def _counts(self, current: pd.DataFrame | GridCounts) -> GridCounts:
+        if not isinstance(current, GridCounts):
+            grid = ReferenceGrid({name: self.grid.features[name] for name in self.watched})
+            return grid.count(current)
+        if current.grid_digest != self.grid.digest:
+            raise ValueError(
+                f"expected counts on this reference's grid {self.grid.digest}, found grid {current.grid_digest}; "
+                "count the rows on the grid of the version that served them"
+            )
+        return current
+
+    def _level(self, size: float, significant: bool) -> Level:
+        if not significant:
+            return "none"
+        if size >= self.drift_threshold:
+            return "drift"
+        return "warning" if size >= self.warning_threshold else "small but real"
+
+    def _summary(self, features: tuple[FeatureDrift, ...], n_rows: int) -> DriftReport:
+        real = [f for f in features if f.level != "none"]
+        worst = max(real, key=lambda f: f.psi, default=None)
+        return DriftReport(
+            features=features,
+            score=worst.psi if worst else 0.0,
+            feature=worst.feature if worst else None,
+            level=max((f.level for f in features), key=LEVELS.index, default="none"),
+            n_current=n_rows,
+            warning_threshold=self.warning_threshold,
+            drift_threshold=self.drift_threshold,
+        )
+
+
+def _chosen(
+    frame: pd.DataFrame, categorical: Sequence[str] | None, numerical: Sequence[str] | None
+) -> tuple[list[str], list[str]]:
+    if categorical is None and numerical is None:
+        kept = frame.select_dtypes(exclude=["datetime", "datetimetz", "timedelta"])
+        numerical = kept.select_dtypes("number").columns.tolist()
+        categorical = [name for name in kept.columns if name not in numerical]
+    categorical, numerical = list(categorical or []), list(numerical or [])
+    _require_known([*categorical, *numerical], list(frame.columns))
+    if twice := sorted(set(categorical) & set(numerical)):
+        raise ConfigurationError(f"expected a feature to be categorical or numerical, found both: {', '.join(twice)}")
+    if not categorical and not numerical:
+        raise ConfigurationError("expected at least one feature to watch, found none; name columns of reference_data")
+    return categorical, numerical
+
+
+def _require_known(named: Sequence[str], known: Sequence[str]) -> None:
+    if unknown := [name for name in named if name not in known]:
+        raise ConfigurationError(
+            f"unknown features {', '.join(unknown)}; the reference has {', '.join(map(str, known))}",
+            context={"features": unknown},
+        )
+
+
+class AutomaticRetrainingTrigger:
+    """Decides whether to retrain; a flow acts on it.
+
+    Cooldown and rows come first. Then lost quality retrains whatever the drift; without it, drift of distributions or
+    new levels retrains and is marked "drift only"; missing values and values out of range never do, they need repair.
+
+    Parameters
+    ----------
+    drift_detector : FeatureDriftDetector
+    retraining_frequency : float
+        Shortest time between two retrainings, hours.
+    min_samples_required : int
+        Fewest current rows.
+    min_drift_score : float
+        Debiased PSI from which drift retrains.
+    last_retrained : datetime, optional
+        When the live version was trained (UTC); set to `now()` each time the answer is yes.
+    quality_alarm : bool
+        Whether labels show that predictions got worse (`live_quality(...).alarm`).
+    now : callable
+        The clock; event time when months are replayed.
+    """
+
+    def __init__(
+        self,
+        drift_detector: FeatureDriftDetector,
+        retraining_frequency: float = 24,
+        min_samples_required: int = 1000,
+        min_drift_score: float = 0.2,
+        *,
+        last_retrained: datetime | None = None,
+        quality_alarm: bool = False,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self.drift_detector, self.retraining_frequency = drift_detector, retraining_frequency
+        self.min_samples_required, self.min_drift_score = min_samples_required, min_drift_score
+        self.last_retrained, self.quality_alarm, self.now = last_retrained, quality_alarm, now
+        self.reason = "nothing checked yet"
+
+    def check_drift(self, current: pd.DataFrame | GridCounts) -> tuple[bool, DriftReport]:
+        """Return whether to retrain, and the drift report; `reason` says which rule decided.
+
+        With fewer rows than the detector needs, the report is empty and the answer is no.
+        """
+        try:
+            report = self.drift_detector.compute_drift(current)
+        except NotEnoughSamples as error:
+            report = self.drift_detector._summary((), error.context["n_rows"])
+        decision, self.reason = self._decide(report)
+        if decision:
+            self.last_retrained = self.now()
+        logger.info("retrain=%s reason=%s score=%.4f rows=%d", decision, self.reason, report.score, report.n_current)
+        return decision, report
+
+    def _decide(self, report: DriftReport) -> tuple[bool, str]:
+        pause = timedelta(hours=self.retraining_frequency)
+        if self.last_retrained is not None and self.now() - self.last_retrained < pause:
+            return False, f"cooldown: retrained at {self.last_retrained:%Y-%m-%d %H:%M} UTC, next after {pause}"
+        needed = max(self.min_samples_required, self.drift_detector.min_samples)
+        if report.n_current < needed:
+            return False, f"too few rows: {report.n_current} of {needed}"
+        if self.quality_alarm:
+            return True, f"quality loss: labels show worse predictions (drift score {report.score:.2f})"
+        if report.learnable_score >= self.min_drift_score:
+            return True, f"drift only: score {report.learnable_score:.2f} >= {self.min_drift_score:g}, no labels asked"
+        if report.score >= self.min_drift_score:
+            return False, f"data fault: {report.feature} has missing or out-of-range values; repair it, do not learn it"
+        return False, f"no reason: score {report.score:.2f} < {self.min_drift_score:g} and no quality loss"

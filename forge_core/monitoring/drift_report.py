@@ -1,0 +1,125 @@
+"""What a drift check found: per feature and kind of fault the effect, its interval, the test, and a level."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import pandas as pd
+
+Kind = Literal["distribution", "missing", "unseen", "range"]
+Level = Literal["none", "small but real", "warning", "drift"]
+
+LEVELS: tuple[Level, ...] = ("none", "small but real", "warning", "drift")
+FAULTS: frozenset[Kind] = frozenset({"missing", "range"})
+
+
+@dataclass(frozen=True)
+class FeatureDrift:
+    """One feature, one question.
+
+    Attributes
+    ----------
+    feature : str
+    kind : str
+        `distribution` (values that the reference's range or levels hold), `missing`, `unseen` (new levels, or no
+        number at all), `range` (beyond the reference's least and largest value).
+    psi, psi_low, psi_high : float
+        Debiased Population Stability Index, in [0, ∞), and its 95 % interval.
+    statistic, p_value : float
+        Chi-square for `distribution`; otherwise the difference of shares, with an exact test.
+    level : str
+        `none`: may be chance. `small but real`: significant, below the warning threshold. `warning`, `drift`:
+        significant and at or above that threshold.
+    n_reference, n_current : int
+        Rows that the question was asked of.
+    """
+
+    feature: str
+    kind: Kind
+    psi: float
+    psi_low: float
+    psi_high: float
+    statistic: float
+    p_value: float
+    level: Level
+    n_reference: int
+    n_current: int
+
+
+@dataclass(frozen=True)
+class DriftReport:
+    """All findings of one check.
+
+    Attributes
+    ----------
+    features : tuple of FeatureDrift
+        One entry for each feature and kind.
+    score : float
+        The largest debiased PSI among significant findings, 0 without any; `feature` is whose it is.
+    level : str
+        The highest level of any finding.
+
+    `report["age"]` is the gravest finding on a feature, and `dict(report)` has all of them.
+    """
+
+    features: tuple[FeatureDrift, ...]
+    score: float
+    feature: str | None
+    level: Level
+    n_current: int
+    warning_threshold: float
+    drift_threshold: float
+
+    @property
+    def drifted(self) -> list[str]:
+        """Return the features at level `drift`, the largest PSI first."""
+        found = sorted((f for f in self.features if f.level == "drift"), key=lambda f: -f.psi)
+        return list(dict.fromkeys(f.feature for f in found))
+
+    @property
+    def significant(self) -> list[FeatureDrift]:
+        """Return the findings that are not chance, the largest PSI first."""
+        return sorted((f for f in self.features if f.level != "none"), key=lambda f: -f.psi)
+
+    @property
+    def learnable_score(self) -> float:
+        """Return the score without missing values and values out of range: those are repaired, not learnt."""
+        return max((f.psi for f in self.significant if f.kind not in FAULTS), default=0.0)
+
+    def __getitem__(self, feature: str) -> FeatureDrift:
+        found = [f for f in self.features if f.feature == feature]
+        if not found:
+            raise KeyError(f"{feature!r} was not checked; checked: {', '.join(self.keys())}")
+        return max(found, key=lambda f: (LEVELS.index(f.level), f.psi, f.kind == "distribution"))
+
+    def __contains__(self, feature: object) -> bool:
+        return feature in self.keys()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def __len__(self) -> int:
+        return len(self.keys())
+
+    def keys(self) -> list[str]:
+        """Return the checked features."""
+        return list(dict.fromkeys(f.feature for f in self.features))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "score": self.score,
+            "feature": self.feature,
+            "level": self.level,
+            "drifted": self.drifted,
+            "n_current": self.n_current,
+            "warning_threshold": self.warning_threshold,
+            "drift_threshold": self.drift_threshold,
+            "features": [asdict(f) for f in self.features],
+        }
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row per finding, the largest PSI first."""
+        columns = list(FeatureDrift.__dataclass_fields__)
+        frame = pd.DataFrame([asdict(f) for f in self.features], columns=columns)
+        return frame.sort_values("psi", ascending=False, kind="stable").reset_index(drop=True)

@@ -1,0 +1,180 @@
+"""Windows: what a version saw in one profiling interval, and the reference it is compared with.
+
+A window is a folder of parts, `windows/{model}/{version}/{start}/{id}-{rows}.json` (counts) and `.bin` (whylogs
+profile). Parts are only ever added, each whole: the profile first, the counts last, so a profile without counts is the
+trace of an interrupted write and is ignored. Reading adds the parts up, in whatever order they came.
+"""
+
+import json
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import PurePosixPath
+
+import pandas as pd
+
+from forge_core.errors import DataNotFound
+from forge_core.monitoring.profiles import merge_profiles, profile_frame
+from forge_core.statistics.distributions import GridCounts, ReferenceGrid
+from forge_core.storage import Storage
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_STAMP = "%Y%m%dT%H%M%SZ"
+
+
+@dataclass(frozen=True)
+class Window:
+    """One profiling interval of one version: when it starts (UTC) and how many rows it holds."""
+
+    version: str
+    start: datetime
+    n_rows: int
+
+
+def window_start(moment: datetime, hours: float) -> datetime:
+    """Return the start of the window that holds a moment; windows are counted from 1970-01-01 UTC.
+
+    Raises
+    ------
+    ValueError
+        When the moment has no time zone, or the length is not a positive number of whole seconds.
+    """
+    length = timedelta(hours=hours)
+    if length <= timedelta(0) or length.microseconds:
+        raise ValueError(f"expected a window of a positive number of whole seconds, found {hours} hours")
+    if moment.tzinfo is None:
+        raise ValueError(f"expected a moment with a time zone, found {moment.isoformat()}; windows are in UTC")
+    return _EPOCH + (moment - _EPOCH) // length * length
+
+
+class WindowStore:
+    """The windows of one model.
+
+    Parameters
+    ----------
+    storage : Storage
+    model : str
+
+    Examples
+    --------
+    >>> reference = pd.DataFrame({"age": range(100)})
+    >>> grid = ReferenceGrid.fit(reference, categorical=[], numerical=["age"])
+    >>> store = WindowStore(Storage("memory://windows-example"), "demo")
+    >>> start = window_start(datetime(2024, 1, 1, 13, 5, tzinfo=UTC), hours=24)
+    >>> store.write_part("1", start, grid.count(reference), b"", 100)
+    >>> store.windows("1")[0].n_rows
+    100
+    """
+
+    def __init__(self, storage: Storage, model: str) -> None:
+        self.storage, self.model = storage, model
+
+    def write_part(self, version: str, start: datetime, counts: GridCounts, profile: bytes, n_rows: int) -> None:
+        """Add rows to a window; `start` as `window_start` gives it."""
+        key = f"{self._folder(version)}/{start.astimezone(UTC):{_STAMP}}/{uuid.uuid4().hex}-{n_rows}"
+        self.storage.write_bytes(f"{key}.bin", profile)
+        self.storage.write_json(f"{key}.json", counts.to_dict())
+
+    def windows(self, version: str) -> list[Window]:
+        """Return the version's windows in order of time; none is an empty list. Lists names, reads no file."""
+        rows: Counter[datetime] = Counter()
+        for key in self._parts(version, None):
+            rows[_start_of(key)] += int(key.removesuffix(".json").rpartition("-")[2])
+        return [Window(version, start, rows[start]) for start in sorted(rows)]
+
+    def counts(self, version: str, grid: ReferenceGrid, starts: Iterable[datetime] | None = None) -> GridCounts:
+        """Return the counts of the given windows (default: all) added up; no window gives counts of no rows.
+
+        Raises
+        ------
+        ValueError
+            When a part was counted on another grid.
+        """
+        total = grid.empty()
+        for key in self._parts(version, starts):
+            total = total + GridCounts.from_dict(self.storage.read_json(key))
+        return total
+
+    def profile(self, version: str, starts: Iterable[datetime] | None = None) -> bytes:
+        """Return the merged whylogs profile of the given windows (default: all).
+
+        Raises
+        ------
+        DataNotFound
+            When there is no such window.
+        """
+        parts = self._parts(version, starts)
+        if not parts:
+            raise DataNotFound(
+                f"expected windows of {self.model} version {version}, found none at {self.storage.url}/"
+                f"{self._folder(version)}; serve some requests first, or ask for windows that `windows()` lists"
+            )
+        return merge_profiles(self.storage.read_bytes(f"{key.removesuffix('.json')}.bin") for key in parts)
+
+    def _folder(self, version: str) -> str:
+        return f"windows/{self.model}/{version}"
+
+    def _parts(self, version: str, starts: Iterable[datetime] | None) -> list[str]:
+        keys = self.storage.list(self._folder(version), suffix=".json")
+        if starts is None:
+            return keys
+        wanted = set(starts)
+        return [key for key in keys if _start_of(key) in wanted]
+
+
+def _start_of(key: str) -> datetime:
+    return datetime.strptime(PurePosixPath(key).parent.name, _STAMP).replace(tzinfo=UTC)
+
+
+@dataclass(frozen=True, eq=False)
+class ReferenceProfile:
+    """What a version was trained on, and what it answered on held-out rows: its grid, counts and whylogs profile."""
+
+    grid: ReferenceGrid
+    counts: GridCounts
+    profile: bytes
+
+    @classmethod
+    def build(
+        cls,
+        frame: pd.DataFrame,
+        categorical: Sequence[str],
+        numerical: Sequence[str],
+        *,
+        outputs: pd.DataFrame | None = None,
+    ) -> "ReferenceProfile":
+        """Return the reference that training rows fix.
+
+        Parameters
+        ----------
+        frame : DataFrame, shape (n_rows, n_columns)
+            Training rows; only the named columns are used.
+        categorical, numerical : sequence of str
+        outputs : DataFrame, optional
+            Model outputs on held-out rows (`probability`), watched as further features. Its rows are others than
+            the training rows, and as many as there are.
+        """
+        grid = ReferenceGrid.fit(frame, categorical, numerical)
+        counts, profile = grid.count(frame), profile_frame(frame[[*numerical, *categorical]])
+        if outputs is not None:
+            numeric = outputs.select_dtypes("number").columns.tolist()
+            answers = ReferenceGrid.fit(outputs, [c for c in outputs.columns if c not in numeric], numeric)
+            grid = ReferenceGrid({**grid.features, **answers.features})
+            both = {**counts.features, **answers.count(outputs).features}
+            counts = GridCounts(grid.digest, len(frame), both)
+            profile = merge_profiles([profile, profile_frame(outputs)])
+        return cls(grid, counts, profile)
+
+    def to_files(self) -> dict[str, bytes]:
+        """Return `reference.json` (grid and counts) and `reference.bin` (whylogs profile)."""
+        text = json.dumps({"grid": self.grid.to_dict(), "counts": self.counts.to_dict()}, sort_keys=True)
+        return {"reference.json": text.encode(), "reference.bin": self.profile}
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes]) -> "ReferenceProfile":
+        """Return the reference that `to_files` gave away."""
+        value = json.loads(files["reference.json"])
+        grid = ReferenceGrid.from_dict(value["grid"])
+        return cls(grid, GridCounts.from_dict(value["counts"]), files["reference.bin"])

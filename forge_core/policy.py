@@ -1,0 +1,113 @@
+"""The numbers that decide, per model: what is learnt, when to alarm, when to retrain, what may go live.
+
+`deployments/policy.yaml` is read into these classes; an unknown key or a value out of range is an
+error that names it. Units: shares in [0, 1], times in hours of event time unless the name says otherwise.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from forge_core.errors import ConfigurationError
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataPolicy(_Section):
+    """Where the rows come from, and how many bad ones are tolerated."""
+
+    source: str = Field(description="Source URI: `flights:`, `sample:`, a path or URL of a CSV or Parquet file.")
+    target: str = Field(description="Column to predict.")
+    time_column: str | None = Field(None, description="Event time; given, the split is time-ordered.")
+    key_column: str | None = Field(None, description="Row key, used as request id; never a feature.")
+    label_time_column: str | None = Field(None, description="When a row's label became known; never a feature.")
+    contract: str | None = Field(None, description="Contract file (YAML); none: inferred from the training rows.")
+    max_bad_share: float = Field(0.05, ge=0, le=1, description="Largest share of rows that the contract may refuse.")
+    validation_share: float = Field(0.15, gt=0, lt=0.5)
+    test_share: float = Field(0.15, gt=0, lt=0.5, description="Newest share (by time) that the gate judges on.")
+
+
+class TrainingPolicy(_Section):
+    """What is searched, and how much."""
+
+    model_type: str = Field("gradient_boosting", description="A key of forge_core.models.model_trainer.MODELS.")
+    hyperparameters: dict[str, float | int | str | bool | None] = Field(default_factory=dict)
+    trials: int = Field(8, ge=1, le=1000, description="Trials of the search.")
+    metric: Literal["log_loss", "roc_auc", "accuracy", "rmse", "mae", "r2"] = "log_loss"
+    random_state: int = 0
+
+
+class GatePolicy(_Section):
+    """What a candidate must show before it goes live."""
+
+    metric: Literal["log_loss", "roc_auc", "accuracy", "rmse", "mae", "r2"] = "log_loss"
+    min_improvement: float = Field(
+        0.0, description="Champion comparison: the lower bound of the paired improvement must exceed this."
+    )
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    floors: dict[str, float] = Field(default_factory=dict, description="Metric -> lowest acceptable value.")
+    parity_tolerance: float = Field(1e-4, gt=0, description="Largest difference of probabilities, compiled to native.")
+    min_rows: int = Field(200, ge=1, description="Fewest held-out rows on which a verdict is given.")
+
+
+class MonitorPolicy(_Section):
+    """When drift and quality raise an alarm."""
+
+    warning_threshold: float = Field(0.1, ge=0, description="Debiased PSI from which a feature warns.")
+    drift_threshold: float = Field(0.2, ge=0, description="Debiased PSI from which a feature drifts.")
+    window_hours: float = Field(24.0, gt=0, description="Length of a profiling window.")
+    lookback_windows: int = Field(7, ge=1, description="Newest windows that a check merges.")
+    alpha: float = Field(0.05, gt=0, lt=1, description="Error budget of one check over all its features.")
+    max_quality_loss: float = Field(0.02, ge=0, description="Loss of quality against held-out rows that alarms.")
+
+
+class RetrainPolicy(_Section):
+    """When an alarm becomes a retraining."""
+
+    min_drift_score: float = Field(0.2, ge=0)
+    min_samples_required: int = Field(1000, ge=1)
+    retraining_frequency: float = Field(24.0, ge=0, description="Cooldown between retrainings, hours of event time.")
+    trials: int = Field(4, ge=1, le=1000, description="Trials of a retraining's search; the champion's point is one.")
+
+
+class ModelPolicy(_Section):
+    """All sections for one model."""
+
+    data: DataPolicy
+    training: TrainingPolicy = TrainingPolicy()
+    gate: GatePolicy = GatePolicy()
+    monitor: MonitorPolicy = MonitorPolicy()
+    retrain: RetrainPolicy = RetrainPolicy()
+
+
+def load_policies(path: str | Path) -> dict[str, ModelPolicy]:
+    """Return every model's policy from a YAML file.
+
+    Raises
+    ------
+    ConfigurationError
+        When the file is missing, is not YAML, or a field is unknown or out of range; names the field.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigurationError(f"expected the policy file {file}, found none; set FORGE_POLICY_FILE")
+    try:
+        models = (yaml.safe_load(file.read_text()) or {}).get("models", {})
+        return {name: ModelPolicy.model_validate(fields) for name, fields in models.items()}
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{file} is not YAML: {error}") from error
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in error.errors())
+        raise ConfigurationError(f"{file} has a policy that cannot be used: {faults}") from error
+
+
+def load_policy(path: str | Path, model: str) -> ModelPolicy:
+    """Return one model's policy; an unknown name lists the known ones."""
+    policies = load_policies(path)
+    if model not in policies:
+        raise ConfigurationError(f"no policy for model {model!r} in {path}; known: {', '.join(sorted(policies))}")
+    return policies[model]

@@ -1,0 +1,47 @@
+"""Commits feedback to the ledger in groups: one transaction for all that arrived while the last one ran."""
+
+import asyncio
+from datetime import datetime
+
+from forge_core.ledger import Feedback, Ledger
+
+Rows = list[tuple[str, float, datetime]]
+
+
+class Recorder:
+    """The only writer of feedback, so that many router replicas never fight for SQLite's lock."""
+
+    def __init__(self, ledger_url: str) -> None:
+        self.ledger = Ledger(ledger_url)
+        self._waiting: list[tuple[str, Rows, asyncio.Future[None]]] = []
+        self._running: asyncio.Task[None] | None = None
+
+    async def record(self, model: str, rows: Rows) -> int:
+        """Return how many labels were committed; returns only after the commit."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((model, rows, done))
+        if self._running is None or self._running.done():
+            self._running = asyncio.ensure_future(self._drain())
+        await done
+        return len(rows)
+
+    async def _drain(self) -> None:
+        while self._waiting:
+            group, self._waiting = self._waiting, []
+            try:
+                await asyncio.to_thread(self._commit, group)
+            except Exception as error:
+                for _, _, done in group:
+                    if not done.done():
+                        done.set_exception(error)
+                continue
+            for _, _, done in group:
+                if not done.done():
+                    done.set_result(None)
+
+    def _commit(self, group: list[tuple[str, Rows, "asyncio.Future[None]"]]) -> None:
+        by_model: dict[str, list[Feedback]] = {}
+        for model, rows, _ in group:
+            by_model.setdefault(model, []).extend(Feedback(*row) for row in rows)
+        for model, feedback in by_model.items():
+            self.ledger.record_feedback(model, feedback)

@@ -1,0 +1,81 @@
+"""The micro-batch lane: order, isolation, back-pressure."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from forge_core.errors import ServiceUnavailable
+from serve_app.lanes import Lane
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 9), st.floats(0, 0.003)), min_size=1, max_size=40), st.integers(1, 16))
+def test_answers_never_cross_between_callers(calls: list[tuple[int, float]], max_batch: int) -> None:
+    sizes = []
+
+    async def send(rows: list[Any]) -> list[Any]:
+        sizes.append(len(rows))
+        await asyncio.sleep(0.0005 * (len(rows) % 3))
+        return [("answer", row) for row in rows]
+
+    async def caller(lane: Lane, name: int, n_rows: int, delay: float) -> None:
+        await asyncio.sleep(delay)
+        rows = [(name, i) for i in range(n_rows)]
+        assert await lane.ask(rows) == [("answer", row) for row in rows]
+
+    async def main() -> None:
+        lane = Lane(send, max_batch=max_batch)
+        await asyncio.gather(*(caller(lane, i, n, d) for i, (n, d) in enumerate(calls)))
+
+    asyncio.run(main())
+    assert max(sizes) <= max_batch and sum(sizes) == sum(n for n, _ in calls)
+
+
+def test_rows_gather_while_the_variant_is_busy_and_leave_at_once_when_it_is_not() -> None:
+    sizes = []
+
+    async def send(rows: list[Any]) -> list[Any]:
+        sizes.append(len(rows))
+        await asyncio.sleep(0.02)
+        return rows
+
+    async def main() -> None:
+        lane = Lane(send, in_flight=1)
+        await asyncio.gather(*(lane.ask([i]) for i in range(50)))
+
+    asyncio.run(main())
+    assert sizes == [1, 49]
+
+
+def test_a_failed_batch_fails_its_own_callers_only() -> None:
+    async def send(rows: list[Any]) -> list[Any]:
+        await asyncio.sleep(0)
+        if "bad" in rows:
+            raise ValueError("variant died")
+        return rows
+
+    async def main() -> list[Any]:
+        lane = Lane(send, max_batch=1)
+        return await asyncio.gather(lane.ask(["good"]), lane.ask(["bad"]), lane.ask(["fine"]), return_exceptions=True)
+
+    good, bad, fine = asyncio.run(main())
+    assert good == ["good"] and isinstance(bad, ValueError) and fine == ["fine"]
+
+
+def test_too_many_waiting_rows_are_turned_away_not_hung() -> None:
+    async def send(rows: list[Any]) -> list[Any]:
+        await asyncio.sleep(0.05)
+        return rows
+
+    async def main() -> None:
+        lane = Lane(send, max_batch=1, in_flight=1, max_waiting=3)
+        waiting = [asyncio.ensure_future(lane.ask([i])) for i in range(4)]
+        await asyncio.sleep(0)
+        with pytest.raises(ServiceUnavailable, match="retry"):
+            await lane.ask([1, 2])
+        await asyncio.gather(*waiting)
+
+    asyncio.run(main())
