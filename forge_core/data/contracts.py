@@ -15,13 +15,11 @@ import pandas as pd
 import pandera.io.pandas_io as pandera_io
 import pandera.pandas as pa
 import yaml
-from numpy.typing import NDArray
 
 from forge_core.data.coercion import LARGEST, Coerced, Kind, coerce, found_type, kind_of_column, kind_of_dtype
+from forge_core.data.quarantine import QUARANTINE_COLUMNS, CheckedRows, list_faults, spend_budget
 from forge_core.data.row_checks import FieldRule, check_fields, describe_check, field_rule
-from forge_core.errors import ConfigurationError, SchemaViolation, TooManyBadRows
-
-QUARANTINE_COLUMNS = ["row_key", "row_number", "column", "check", "value", "reason"]
+from forge_core.errors import ConfigurationError, SchemaViolation
 
 # From this share of cells of another kind on, the column changed; below it, single cells are bad.
 WHOLESALE = 0.5
@@ -33,20 +31,6 @@ DTYPES: dict[Kind, str] = {
     "boolean": "bool",
     "datetime": "datetime64[us, UTC]",
 }
-
-
-@dataclass(frozen=True)
-class CheckedRows:
-    """The rows that hold, and one line for each fault of those that do not.
-
-    `good` keeps the index, order and further columns of the frame that came in. `quarantine` has
-    `QUARANTINE_COLUMNS`; a row with two faults has two lines. `n_bad` counts rows.
-    """
-
-    good: pd.DataFrame
-    quarantine: pd.DataFrame
-    n_rows: int
-    n_bad: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,7 +145,7 @@ class Contract:
         faults.insert(0, "row_key", keys.iloc[faults["row_number"]].astype(str).to_numpy())
         bad = np.zeros(len(rows), bool)
         bad[faults["row_number"]] = True
-        _spend(faults, int(bad.sum()), len(rows), max_bad_share)
+        spend_budget(faults, int(bad.sum()), len(rows), max_bad_share)
         good = rows.assign(**typed)[~bad]
         for name, column in self.schema.columns.items():
             if not column.nullable and name in good:
@@ -224,16 +208,16 @@ class Contract:
         found = []
         for name, (values, bad) in coerced.items():
             kind = self.kinds[name]
-            found.append(_faults(rows, name, np.flatnonzero(bad), f"is_{kind}", f"expected {kind}"))
+            found.append(list_faults(rows, name, np.flatnonzero(bad), f"is_{kind}", f"expected {kind}"))
             if kind == "number":
                 infinite = np.flatnonzero(values.abs().to_numpy() > LARGEST)
-                found.append(_faults(rows, name, infinite, "is_finite", "expected a finite number"))
+                found.append(list_faults(rows, name, infinite, "is_finite", "expected a finite number"))
         return found
 
     def _rule_faults(self, rows: pd.DataFrame, typed: pd.DataFrame) -> pd.DataFrame:
         try:
             self._checker.validate(typed, lazy=True)
-            return _faults(rows, "", np.array([], int), "", "")
+            return list_faults(rows, "", np.array([], int), "", "")
         except pa.errors.SchemaErrors as error:
             cases = error.failure_cases
         found = []
@@ -244,7 +228,7 @@ class Contract:
                 numbers = np.flatnonzero(typed[name].duplicated() & typed[name].notna())
             words = {str(c.error): describe_check(c) for c in self.schema.columns[name].checks}
             words |= {"not_nullable": "a value", "field_uniqueness": "a value that no earlier row has"}
-            found.append(_faults(rows, name, numbers, check, f"expected {words.get(check, check)}"))
+            found.append(list_faults(rows, name, numbers, check, f"expected {words.get(check, check)}"))
         return pd.concat(found, ignore_index=True)
 
 
@@ -281,32 +265,3 @@ def infer_contract(
         dtype = "float64" if nullable and kind == "integer" else "boolean" if nullable and kind == "boolean" else None
         columns[name] = pa.Column(dtype or DTYPES[kind], nullable=nullable, unique=name == key)
     return Contract(pa.DataFrameSchema(columns), **special)
-
-
-def _faults(rows: pd.DataFrame, name: str, numbers: NDArray[Any], check: str, reason: str) -> pd.DataFrame:
-    values = [str(v)[:100] for v in rows[name].iloc[numbers]] if len(numbers) else []
-    return pd.DataFrame(
-        {
-            "row_number": np.asarray(numbers, "int64"),
-            "column": pd.Series([name] * len(numbers), dtype="str"),
-            "check": pd.Series([check] * len(numbers), dtype="str"),
-            "value": pd.Series(values, dtype="str"),
-            "reason": pd.Series([f"{reason}, found {v}" for v in values], dtype="str"),
-        }
-    )
-
-
-def _spend(faults: pd.DataFrame, n_bad: int, n_rows: int, max_bad_share: float) -> None:
-    if n_bad <= max_bad_share * n_rows:
-        return
-    worst = faults.groupby(["column", "check"]).size().sort_values(ascending=False).head(5)
-    told = ", ".join(f"{column} {check}: {count:,}" for (column, check), count in worst.items())
-    raise TooManyBadRows(
-        f"{n_bad:,} of {n_rows:,} rows ({n_bad / n_rows:.1%}) break the contract, allowed are {max_bad_share:.1%}; "
-        f"worst: {told}; repair the source, or raise max_bad_share on purpose",
-        context={
-            "n_bad": n_bad,
-            "n_rows": n_rows,
-            "worst": [{"column": c, "check": k, "rows": int(n)} for (c, k), n in worst.items()],
-        },
-    )

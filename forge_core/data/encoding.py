@@ -114,5 +114,5 @@ def _parts(values: pd.Series) -> NDArray[np.float32]:
             f"column {values.name!r}: expected times, found {values[bad].iloc[0]!r}; check the rows first",
             context={"faults": [{"field": str(values.name), "reason": "expected a time"}]},
         )
-    parts = [getattr(times.dt, part) for part in PARTS]
+    parts = [times.dt.hour, times.dt.day_of_week, times.dt.month]
     return np.column_stack([part.to_numpy(np.float32, na_value=np.nan) for part in parts])

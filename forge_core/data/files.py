@@ -79,14 +79,15 @@ def _read_bytes(address: str) -> bytes:
     try:
         with fsspec.open(address, "rb") as file:
             return file.read()
-    except (FileNotFoundError, IsADirectoryError):
-        raise DataNotFound(
-            f"no file at {address}; correct the address, or put the data there", context={"address": address}
-        ) from None
     except PermissionError as error:
         raise UnreadableData(f"{address} may not be read: {error}", context={"address": address}) from error
     except Exception as error:
-        # Every protocol has its own errors for a server that is away (aiohttp, botocore, …).
+        # fsspec calls a web server that is away a missing file; only the cause tells them apart.
+        if isinstance(error, FileNotFoundError | IsADirectoryError) and not isinstance(error.__cause__, OSError):
+            raise DataNotFound(
+                f"no file at {address}; correct the address, or put the data there", context={"address": address}
+            ) from None
+        # Every protocol has its own errors for a server that does not answer (aiohttp, botocore, …).
         raise ServiceUnavailable(
             f"cannot reach {address}: {type(error).__name__}: {str(error)[:200]}; is the server up?",
             context={"address": address},

@@ -162,7 +162,7 @@ def check_target(frame: pd.DataFrame, target: str, *, source: str = "the data") 
     if len(counts) == 1:
         raise UnusableTarget(
             f"expected at least two values in the target {target!r} of {source}, found only "
-            f"{counts.index[0]!r} ({counts.iloc[0]:,} rows, {missing:,} missing); add rows of the other class",
+            f"{str(counts.index[0])!r} ({counts.iloc[0]:,} rows, {missing:,} missing); add rows of the other class",
             context={"target": target, "counts": {str(counts.index[0]): int(counts.iloc[0])}},
         )
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from forge_core.errors import ConfigurationError, NotEnoughSamples
-from forge_core.monitoring.drift_report import LEVELS, DriftReport, FeatureDrift, Level
+from forge_core.monitoring.drift_report import DriftReport, FeatureDrift, Level, summarise
 from forge_core.monitoring.feature_comparison import compare_feature
 from forge_core.monitoring.windows import ReferenceProfile
 from forge_core.statistics.distributions import GridCounts, NumericCells, ReferenceGrid
@@ -54,7 +54,7 @@ class FeatureDriftDetector:
     >>> detector = FeatureDriftDetector(training, ["country"], ["age"])
     >>> report = detector.compute_drift(training.assign(age=training["age"] + 8))
     >>> report.drifted, round(report.score, 2), detector.should_retrain()
-    (['age'], 0.63, True)
+    (['age'], 0.61, True)
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class FeatureDriftDetector:
             )
             for name, found in compared
         )
-        report = self._summary(features, n_rows)
+        report = summarise(features, n_rows, self.warning_threshold, self.drift_threshold)
         if report.score >= self.drift_threshold:
             logger.warning("Data drift detected with score %.2f (threshold: %g)", report.score, self.drift_threshold)
         self.last_report = report
@@ -180,19 +180,6 @@ class FeatureDriftDetector:
         if size >= self.drift_threshold:
             return "drift"
         return "warning" if size >= self.warning_threshold else "small but real"
-
-    def _summary(self, features: tuple[FeatureDrift, ...], n_rows: int) -> DriftReport:
-        real = [f for f in features if f.level != "none"]
-        worst = max(real, key=lambda f: f.psi, default=None)
-        return DriftReport(
-            features=features,
-            score=worst.psi if worst else 0.0,
-            feature=worst.feature if worst else None,
-            level=max((f.level for f in features), key=LEVELS.index, default="none"),
-            n_current=n_rows,
-            warning_threshold=self.warning_threshold,
-            drift_threshold=self.drift_threshold,
-        )
 
 
 def _chosen(
@@ -266,7 +253,8 @@ class AutomaticRetrainingTrigger:
         try:
             report = self.drift_detector.compute_drift(current)
         except NotEnoughSamples as error:
-            report = self.drift_detector._summary((), error.context["n_rows"])
+            limits = self.drift_detector.warning_threshold, self.drift_detector.drift_threshold
+            report = summarise((), error.context["n_rows"], *limits)
         decision, self.reason = self._decide(report)
         if decision:
             self.last_retrained = self.now()

@@ -59,7 +59,8 @@ class DriftReport:
     level : str
         The highest level of any finding.
 
-    `report["age"]` is the gravest finding on a feature, and `dict(report)` has all of them.
+    `report["age"]` is the gravest finding on a feature (its distribution where nothing was found), and `dict(report)`
+    has that of all features.
     """
 
     features: tuple[FeatureDrift, ...]
@@ -90,7 +91,8 @@ class DriftReport:
         found = [f for f in self.features if f.feature == feature]
         if not found:
             raise KeyError(f"{feature!r} was not checked; checked: {', '.join(self.keys())}")
-        return max(found, key=lambda f: (LEVELS.index(f.level), f.psi, f.kind == "distribution"))
+        real = [f for f in found if f.level != "none"]
+        return max(real, key=lambda f: (LEVELS.index(f.level), f.psi)) if real else found[0]
 
     def __contains__(self, feature: object) -> bool:
         return feature in self.keys()
@@ -123,3 +125,19 @@ class DriftReport:
         columns = list(FeatureDrift.__dataclass_fields__)
         frame = pd.DataFrame([asdict(f) for f in self.features], columns=columns)
         return frame.sort_values("psi", ascending=False, kind="stable").reset_index(drop=True)
+
+
+def summarise(
+    features: tuple[FeatureDrift, ...], n_current: int, warning_threshold: float, drift_threshold: float
+) -> DriftReport:
+    """Return the report on findings: its score is the largest significant PSI, its level the highest."""
+    worst = max((f for f in features if f.level != "none"), key=lambda f: f.psi, default=None)
+    return DriftReport(
+        features=features,
+        score=worst.psi if worst else 0.0,
+        feature=worst.feature if worst else None,
+        level=max((f.level for f in features), key=LEVELS.index, default="none"),
+        n_current=n_current,
+        warning_threshold=warning_threshold,
+        drift_threshold=drift_threshold,
+    )

@@ -128,6 +128,9 @@ def _interval(joined: pd.DataFrame, task: Task, metric: str, groups: Any) -> Int
 
 
 def _floor(moments: pd.Series, freq: str) -> pd.Series:
-    """Return the start of each moment's stretch of time: day, hour, or week and month as well."""
-    period = moments.dt.tz_convert("UTC").dt.tz_localize(None).dt.to_period(freq)
-    return period.dt.start_time.dt.tz_localize("UTC")
+    """Return the start of each moment's stretch of time, UTC; `7D` counts from 1970, `W` and `M` by the calendar."""
+    utc = moments.dt.tz_convert("UTC")
+    try:
+        return utc.dt.floor(freq)
+    except ValueError:  # weeks and months have no fixed length in pandas
+        return utc.dt.tz_localize(None).dt.to_period(freq).dt.start_time.dt.tz_localize("UTC")

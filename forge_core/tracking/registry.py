@@ -6,6 +6,7 @@ has been uploaded, so nothing half-registered can be found.
 """
 
 import logging
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -197,14 +198,19 @@ def write_mlmodel(folder: Path, pipeline: Any, example: Mapping[str, Any]) -> No
     rows = pd.DataFrame([example])
     numbers = rows.select_dtypes("number").columns
     rows[numbers] = rows[numbers].astype(float)
-    mlflow.sklearn.save_model(
-        pipeline,
-        str(folder),
-        serialization_format=mlflow.sklearn.SERIALIZATION_FORMAT_SKOPS,
-        skops_trusted_types=sorted(TRUSTED_TYPES),
-        signature=infer_signature(rows, pipeline.predict(rows)),
-        pip_requirements=_REQUIREMENTS,
-    )
+    with tempfile.TemporaryDirectory() as path:
+        made = Path(path) / "model"
+        mlflow.sklearn.save_model(
+            pipeline,
+            str(made),
+            serialization_format=mlflow.sklearn.SERIALIZATION_FORMAT_SKOPS,
+            skops_trusted_types=sorted(TRUSTED_TYPES),
+            signature=infer_signature(rows, pipeline.predict(rows)),
+            pip_requirements=_REQUIREMENTS,
+        )
+        for file in made.iterdir():
+            if not (folder / file.name).exists():  # model.skops is one of our parts already
+                shutil.copy(file, folder)
 
 
 def load_version(reference: str, *, tracking_uri: str | None = None) -> Any:
