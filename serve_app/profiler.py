@@ -8,13 +8,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Any
 
 import pandas as pd
 
 from forge_core.deployment.mirror import mirrored_version
-from forge_core.errors import ForgeError
 from forge_core.monitoring.prediction_log import PredictionLog
 from forge_core.monitoring.profiles import profile_frame
 from forge_core.monitoring.windows import ReferenceProfile, WindowStore, window_start
@@ -69,7 +67,7 @@ class Profiler:
                 try:
                     await asyncio.to_thread(self._write, model, version, hours, rows)
                     self._counts["written"] += len(rows)
-                except (ForgeError, OSError, ValueError):
+                except Exception:  # whatever is wrong with the log, the predictions were served
                     self._counts["dropped"] += len(rows)
                     logger.exception("part not written model=%s version=%s rows=%d", model, version, len(rows))
             self._last_flush = time.monotonic()
@@ -104,12 +102,9 @@ class Profiler:
         reference, features = self._reference(model, version)
         frame = pd.DataFrame(rows, columns=[*LOG_COLUMNS, *features])
         windows = WindowStore(self.storage, model)
-        starts = [window_start(moment, window_hours) for moment in _moments(frame)]
+        starts = frame["event_time"].map(lambda moment: window_start(moment.to_pydatetime(), window_hours))
         for start, part in frame.groupby(starts, sort=True):
             watched = part[[*features, "probability"]].reset_index(drop=True)
-            windows.write_part(version, start, reference.grid.count(watched), profile_frame(watched), len(part))
+            windows.write_part(version, start.to_pydatetime(), reference.grid.count(watched), profile_frame(watched), len(part))
         PredictionLog(self.storage, model).append(frame)
 
-
-def _moments(frame: pd.DataFrame) -> list[datetime]:
-    return [moment.to_pydatetime() for moment in frame["event_time"]]

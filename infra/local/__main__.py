@@ -69,12 +69,19 @@ def _manage(options: argparse.Namespace, settings: Settings) -> int:
         stack.down(settings)
     else:
         home = settings.home.resolve()
-        if not options.yes and input(f"Remove {home} with all models, runs and logs? Type yes: ").strip() != "yes":
+        if not options.yes and not _agrees(f"Remove {home} with all models, runs and logs? Type yes: "):
             print("Nothing was removed.")
             return 1
         stack.clean(settings)
         print(f"Removed {home}.")
     return 0
+
+
+def _agrees(question: str) -> bool:
+    try:
+        return input(question).strip() == "yes"
+    except EOFError:
+        return False
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Asking the members how they are, over HTTP and without a heavy client."""
 
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -34,7 +35,7 @@ def fetch(url: str, *, method: str = "GET", body: Any = None, token: str = "", t
             text = response.read().decode()
     except urllib.error.HTTPError as error:
         raise ServiceUnavailable(f"{url} answers with status {error.code}.", context={"status": error.code}) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise ServiceUnavailable(f"{url} does not answer: {error}.") from error
     try:
         return json.loads(text) if text else None
@@ -60,6 +61,8 @@ def ask(name: str, settings: Settings, started_at: float, *, timeout: float = 3.
         return _QUESTIONS[name](settings, started_at, timeout)
     except ServiceUnavailable as error:
         return str(error)
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        return f"its answer cannot be read: {error!r}."
 
 
 def dashboard(settings: Settings, path: str, *, method: str = "GET", timeout: float = 10.0) -> Any:

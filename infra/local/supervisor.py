@@ -65,14 +65,21 @@ class Supervisor:
     def run(self) -> None:
         """Keep the members running; return once a signal came and all have been stopped."""
         while not self.stop.is_set():
-            if self.retry.is_set():
-                self.retry.clear()
-                self._forgive()
-            for seat in self.seats.values():
-                self._attend(seat)
-            self._write()
+            try:
+                self._round()
+            except Exception:
+                # A full disk or an odd answer must not leave the members without anybody to stop them.
+                log.exception("a round failed")
             self.stop.wait(0.25)
         self._shut_down()
+
+    def _round(self) -> None:
+        if self.retry.is_set():
+            self.retry.clear()
+            self._forgive()
+        for seat in self.seats.values():
+            self._attend(seat)
+        self._write()
 
     def _attend(self, seat: _Seat) -> None:
         now = time.monotonic()

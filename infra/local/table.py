@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.table import Table
 
 from forge_core.settings import Settings
-from infra.local.stack import StackStatus
+from infra.local.status import StackStatus
 
 
 def show(found: StackStatus, settings: Settings) -> int:
