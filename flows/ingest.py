@@ -9,7 +9,9 @@ from flows.tasks import ingest_rows
 
 
 @flow(name="ingest", log_prints=False)
-def ingest(model: str = "flights", source: str | None = None, since: str | None = None, until: str | None = None) -> dict[str, Any]:
+def ingest(
+    model: str = "flights", source: str | None = None, since: str | None = None, until: str | None = None
+) -> dict[str, Any]:
     """Ingest a model's rows and return the dataset's id and counts.
 
     Parameters

@@ -40,7 +40,13 @@ def monitor(model: str = "flights", now: str | None = None) -> dict[str, Any]:
     result = checkup.summary()
     get_run_logger().info(result["sentence"])
     house.ledger.append_event(
-        "checked", model, version=checkup.version, actor="monitor flow", reason=result["sentence"], at=moment, details=result
+        "checked",
+        model,
+        version=checkup.version,
+        actor="monitor flow",
+        reason=result["sentence"],
+        at=moment,
+        details=result,
     )
     _emit(house, checkup, moment)
     return result
@@ -95,4 +101,3 @@ def _emit(house: House, checkup: Checkup, moment: datetime) -> None:
             resource=resource,
             payload={"model": house.model, "until": moment.isoformat(), "reason": checkup.reason},
         )
-

@@ -39,9 +39,7 @@ async def retrain(
     if champion := house.registry.find(model):
         with house.registry.open(champion) as folder:
             start = folder.lineage["hyperparameters"]
-    result = await train(
-        model=model, until=until, trials=house.policy.retrain.trials, start_from=start, reason=reason
-    )
+    result = await train(model=model, until=until, trials=house.policy.retrain.trials, start_from=start, reason=reason)
     # Only now: a retraining that was killed half-way is repeated, not skipped by its own cooldown.
     house.ledger.append_event(
         "retrained", model, version=result["version"], actor="retrain flow", reason=reason, at=now, details=result

@@ -29,9 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 @task(name="ingest", **CACHED)
-def ingest_rows(
-    model: str, source: str, policy: DataPolicy, since: str | None, until: str | None
-) -> dict[str, Any]:
+def ingest_rows(model: str, source: str, policy: DataPolicy, since: str | None, until: str | None) -> dict[str, Any]:
     """Load, check against the contract, set bad rows aside, keep the good ones as a dataset version."""
     house = open_house(model)
     version, checked = ingest(house.storage, source, policy, since=since, until=until, code_commit=code_commit())
@@ -61,8 +59,14 @@ def compare_parts(model: str, split: SplitRequest) -> dict[str, Any]:
 
 @task(name="search", **CACHED)
 def search_parameters(
-    model: str, split: SplitRequest, model_type: str, metric: str, trials: int, fixed: dict[str, Any],
-    start_from: dict[str, Any] | None, random_state: int,
+    model: str,
+    split: SplitRequest,
+    model_type: str,
+    metric: str,
+    trials: int,
+    fixed: dict[str, Any],
+    start_from: dict[str, Any] | None,
+    random_state: int,
 ) -> dict[str, Any]:
     """Search hyperparameters with Ray Tune."""
     house = open_house(model)
@@ -73,8 +77,15 @@ def search_parameters(
         update_progress_artifact(bar, 100.0 * done / trials)
 
     found = search(
-        split, model_type=model_type, metric=metric, trials=trials, fixed=fixed, start_from=start_from,
-        random_state=random_state, address=house.ray_address, progress=progress,
+        split,
+        model_type=model_type,
+        metric=metric,
+        trials=trials,
+        fixed=fixed,
+        start_from=start_from,
+        random_state=random_state,
+        address=house.ray_address,
+        progress=progress,
     )
     table = [{**t["hyperparameters"], metric: round(t[metric], 5)} for t in found.trials]
     leave_table(slug(model, "trials"), sorted(table, key=lambda row: row[metric]), f"Trials by validation {metric}")
@@ -88,9 +99,7 @@ def fit_winner(model: str, recipe: Recipe) -> str:
 
 
 @task(name="evaluate", **CACHED)
-def evaluate_candidate(
-    model: str, recipe: Recipe, policy: GatePolicy, champion: str | None
-) -> dict[str, Any]:
+def evaluate_candidate(model: str, recipe: Recipe, policy: GatePolicy, champion: str | None) -> dict[str, Any]:
     """Score the held-out rows with intervals and ask the gate."""
     house = open_house(model)
     name = f"champion v{champion}" if champion else "the training mean"
@@ -110,7 +119,9 @@ def compile_pipeline(model: str, recipe: Recipe, tolerance: float) -> dict[str, 
 
 
 @task(name="register", **REPEATED)
-def register_version(model: str, recipe: Recipe, parent_run: str | None, reason: str, trials: list[dict[str, Any]]) -> str:
+def register_version(
+    model: str, recipe: Recipe, parent_run: str | None, reason: str, trials: list[dict[str, Any]]
+) -> str:
     """Register the candidate as a version with all its parts; a second time finds the first."""
     house = open_house(model)
     storage = house.storage
@@ -120,7 +131,10 @@ def register_version(model: str, recipe: Recipe, parent_run: str | None, reason:
     verdict = Verdict.from_dict(judged["verdict"])
     evaluation = Evaluation.from_dict(judged["evaluation"])
     lineage = {
-        "code_commit": code_commit(), "lock_sha256": lock_hash(), "flow_run": parent_run, "reason": reason,
+        "code_commit": code_commit(),
+        "lock_sha256": lock_hash(),
+        "flow_run": parent_run,
+        "reason": reason,
     }
     with tempfile.TemporaryDirectory(prefix="forge-candidate-") as path:
         tracker = ExperimentTracker(model, tracking_uri=house.settings.mlflow_url)
@@ -139,14 +153,22 @@ def register_version(model: str, recipe: Recipe, parent_run: str | None, reason:
                 sample, name=dataset, source=f"{storage.url}/datasets/{dataset}", target=recipe.split.target
             )
             version = house.registry.register(
-                model, parts.path, run_id=run_id, candidate=recipe.candidate_id,
-                gate="passed" if verdict.passed else "refused", tags={"dataset": recipe.split.dataset_id},
+                model,
+                parts.path,
+                run_id=run_id,
+                candidate=recipe.candidate_id,
+                gate="passed" if verdict.passed else "refused",
+                tags={"dataset": recipe.split.dataset_id},
             )
     if verdict.passed and house.registry.find(model, CHAMPION) != version:
         house.registry.set_alias(version, CHALLENGER)
     house.ledger.append_event(
-        "registered" if verdict.passed else "refused", model, version=version.version, actor="train flow",
-        reason=verdict.reason, details={"candidate": recipe.candidate_id, "run": version.run_id},
+        "registered" if verdict.passed else "refused",
+        model,
+        version=version.version,
+        actor="train flow",
+        reason=verdict.reason,
+        details={"candidate": recipe.candidate_id, "run": version.run_id},
     )
     return version.version
 
@@ -158,8 +180,16 @@ def deploy_version(model: str, version: str, reason: str, at: datetime | None) -
 
     house = open_house(model)
     return go_live(
-        house.storage, house.ledger, house.registry, house.serve, model, version,
-        actor="train flow", reason=reason, at=at, progress=logger.info,
+        house.storage,
+        house.ledger,
+        house.registry,
+        house.serve,
+        model,
+        version,
+        actor="train flow",
+        reason=reason,
+        at=at,
+        progress=logger.info,
     )
 
 

@@ -62,8 +62,14 @@ async def train(
 
 
 def _train(
-    model: str, source: str | None, since: str | None, until: str | None, trials: int | None,
-    start_from: dict[str, Any] | None, deploy: bool, reason: str,
+    model: str,
+    source: str | None,
+    since: str | None,
+    until: str | None,
+    trials: int | None,
+    start_from: dict[str, Any] | None,
+    deploy: bool,
+    reason: str,
 ) -> dict[str, Any]:
     house = open_house(model)
     policy, data = house.policy, house.policy.data
@@ -79,17 +85,28 @@ def _train(
     )
     compare_parts(model, split)
     found = search_parameters(
-        model, split, policy.training.model_type, policy.training.metric, trials or policy.training.trials,
-        policy.training.hyperparameters, start_from, policy.training.random_state,
+        model,
+        split,
+        policy.training.model_type,
+        policy.training.metric,
+        trials or policy.training.trials,
+        policy.training.hyperparameters,
+        start_from,
+        policy.training.random_state,
     )
-    recipe = Recipe(split, policy.training.model_type, "classification", tuple(sorted(found["hyperparameters"].items())))
+    recipe = Recipe(
+        split, policy.training.model_type, "classification", tuple(sorted(found["hyperparameters"].items()))
+    )
     fit_winner(model, recipe)
     champion = read_state(house.ledger)[1]["models"].get(model, {}).get("champion")
     judged = evaluate_candidate(model, recipe, policy.gate, champion)
     compile_pipeline(model, recipe, policy.gate.parity_tolerance)
     version = register_version(model, recipe, flow_run.id, reason, found["trials"])
     result = {
-        "version": version, "passed": judged["verdict"]["passed"], "reason": judged["reason"], "dataset": rows["dataset"],
+        "version": version,
+        "passed": judged["verdict"]["passed"],
+        "reason": judged["reason"],
+        "dataset": rows["dataset"],
     }
     if deploy and result["passed"]:
         result["live"] = deploy_version(model, version, reason, utc(until))

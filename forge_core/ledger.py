@@ -93,7 +93,13 @@ class Ledger:
         """Commit labels and return how many were new; for a request id seen before the first label stays."""
         now = datetime.now(UTC)
         values = [
-            {"model": model, "request_id": r.request_id, "label": r.label, "event_time": r.event_time, "received_at": now}
+            {
+                "model": model,
+                "request_id": r.request_id,
+                "label": r.label,
+                "event_time": r.event_time,
+                "received_at": now,
+            }
             for r in rows
         ]
         if not values:

@@ -88,7 +88,9 @@ def build_api(board: Switchboard, *, trust_event_time: bool) -> FastAPI:
         return {"committed": await board.record(model, [(r.request_id, r.label) for r in rows], moment(event))}
 
     @api.get("/monitoring")
-    async def monitoring(flush: Annotated[bool, Query(description="Write what waits first.")] = False) -> dict[str, Any]:
+    async def monitoring(
+        flush: Annotated[bool, Query(description="Write what waits first.")] = False,
+    ) -> dict[str, Any]:
         return await board.monitoring(flush)
 
     @api.exception_handler(ForgeError)
@@ -97,7 +99,9 @@ def build_api(board: Switchboard, *, trust_event_time: bool) -> FastAPI:
 
     @api.exception_handler(RequestValidationError)
     async def not_understood(request: Request, error: RequestValidationError) -> Any:
-        faults = [{"field": ".".join(str(p) for p in e["loc"] if p != "body"), "reason": e["msg"]} for e in error.errors()]
+        faults = [
+            {"field": ".".join(str(p) for p in e["loc"] if p != "body"), "reason": e["msg"]} for e in error.errors()
+        ]
         detail = "; ".join(f"{f['field'] or 'body'}: {f['reason']}" for f in faults[:5])
         return problem(422, "The request is not of the expected form", detail, errors=faults)
 
@@ -107,7 +111,12 @@ def build_api(board: Switchboard, *, trust_event_time: bool) -> FastAPI:
 
     @api.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Any:
-        if type(error).__name__ in ("BackPressureError", "DeploymentUnavailableError", "RayActorError", "ActorDiedError"):
+        if type(error).__name__ in (
+            "BackPressureError",
+            "DeploymentUnavailableError",
+            "RayActorError",
+            "ActorDiedError",
+        ):
             return problem_of(ServiceUnavailable("the variant is busy or restarting; retry in a few seconds"))
         return problem(500, "Internal error", "something went wrong on our side; the log has the details")
 

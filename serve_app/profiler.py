@@ -105,6 +105,7 @@ class Profiler:
         starts = frame["event_time"].map(lambda moment: window_start(moment.to_pydatetime(), window_hours))
         for start, part in frame.groupby(starts, sort=True):
             watched = part[[*features, "probability"]].reset_index(drop=True)
-            windows.write_part(version, start.to_pydatetime(), reference.grid.count(watched), profile_frame(watched), len(part))
+            windows.write_part(
+                version, start.to_pydatetime(), reference.grid.count(watched), profile_frame(watched), len(part)
+            )
         PredictionLog(self.storage, model).append(frame)
-

@@ -1,8 +1,8 @@
 """From an address to a frame: `flights:`, `sample:`, or a file; and what happens to it before the contract.
 
-    flights:?since=2013-01-01&until=2013-04-01&labels_until=2013-04-01
-    sample:?rows=5000&drift=1.0&seed=3&label_delay_hours=24
-    data/rows.csv   s3://bucket/rows.parquet   https://host/rows.jsonl
+flights:?since=2013-01-01&until=2013-04-01&labels_until=2013-04-01
+sample:?rows=5000&drift=1.0&seed=3&label_delay_hours=24
+data/rows.csv   s3://bucket/rows.parquet   https://host/rows.jsonl
 """
 
 import hashlib
@@ -203,9 +203,7 @@ _SCHEMES: dict[str, tuple[Callable[[str, Mapping[str, Any]], pd.DataFrame], Call
 }
 
 
-def _read_options(
-    name: str, options: Mapping[str, Any], known: Mapping[str, Callable[[Any], Any]]
-) -> dict[str, Any]:
+def _read_options(name: str, options: Mapping[str, Any], known: Mapping[str, Callable[[Any], Any]]) -> dict[str, Any]:
     if unknown := sorted(set(options) - set(known)):
         raise ConfigurationError(f"{name}: has no option {', '.join(unknown)}; known: {', '.join(known)}")
     read = {}

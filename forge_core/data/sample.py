@@ -1,6 +1,6 @@
 """A generated table to try everything on: two features, a target that can be learnt, dials for drift and label delay.
 
-    python -m forge_core.data.sample --rows 5000 --drift 1.0 --out shifted.parquet
+python -m forge_core.data.sample --rows 5000 --drift 1.0 --out shifted.parquet
 """
 
 import argparse

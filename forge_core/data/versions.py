@@ -1,9 +1,9 @@
 """Dataset versions: rows kept under an id that is a hash of what they contain.
 
-    datasets/{id}/rows.parquet        the good rows
-    datasets/{id}/quarantine.parquet  what the contract set aside, with the reasons
-    datasets/{id}/contract.yaml       what the rows were held against
-    datasets/{id}/manifest.json       written last: where it is, the version is whole
+datasets/{id}/rows.parquet        the good rows
+datasets/{id}/quarantine.parquet  what the contract set aside, with the reasons
+datasets/{id}/contract.yaml       what the rows were held against
+datasets/{id}/manifest.json       written last: where it is, the version is whole
 """
 
 import hashlib

@@ -101,7 +101,9 @@ class ServeClient:
         new = {(m, t["champion"]) for m, t in wanted.items()}
         old = {(m, t["champion"]) for m, t in live.items()}
         if new - old or not self._statuses():
-            progress(f"loading {', '.join(variant_name(*v) for v in sorted(new - old)) or 'the router'} beside what runs")
+            progress(
+                f"loading {', '.join(variant_name(*v) for v in sorted(new - old)) or 'the router'} beside what runs"
+            )
             self._put(new | old, live)
             self._wait(new | old, timeout, progress)
         if wanted != live:

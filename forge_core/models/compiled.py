@@ -115,9 +115,7 @@ def measure_parity(pipeline: Any, onnx: bytes, rows: pd.DataFrame) -> Parity:
     """Return the largest difference of scores and the share of equal labels over the rows."""
     columns = {name: rows[name].astype(object).where(rows[name].notna(), None).tolist() for name in rows.columns}
     ours, native = CompiledModel(onnx).score(columns), score(pipeline, rows)
-    return Parity(
-        float(np.abs(ours - native).max()), float(np.mean((ours >= 0.5) == (native >= 0.5))), len(rows)
-    )
+    return Parity(float(np.abs(ours - native).max()), float(np.mean((ours >= 0.5) == (native >= 0.5))), len(rows))
 
 
 def _tensor(values: Sequence[Any], text: bool) -> NDArray[Any]:

@@ -208,7 +208,9 @@ def _checked_target(y: ArrayLike, task: Task, *, need_both: bool = True) -> NDAr
         return values.to_numpy(float)
     counts = values.value_counts().to_dict()
     if not set(counts) <= {0, 1}:
-        raise UnusableTarget(f"expected the classes 0 and 1, found {list(counts)[:5]}; map the labels, or say task='regression'")
+        raise UnusableTarget(
+            f"expected the classes 0 and 1, found {list(counts)[:5]}; map the labels, or say task='regression'"
+        )
     if need_both and len(counts) < 2:
         raise UnusableTarget(f"expected two classes, found one: {counts}; nothing can be learnt from it")
     return values.to_numpy(int)

@@ -97,10 +97,15 @@ def _quiet() -> None:
     os.environ["WHYLOGS_NO_ANALYTICS"] = "1"
 
 
-@cache
 def _schema() -> Any:
-    _quiet()
     from whylogs.core import DatasetSchema
+
+    # A schema collects the columns of every profile made with it, so each profile gets one of its own.
+    return DatasetSchema(type_mapper=_column_types(), types=None)
+
+
+@cache
+def _column_types() -> Any:
     from whylogs.core.datatypes import AnyType, DataType, Fractional, Integral, String, TypeMapper
 
     class ColumnTypes(TypeMapper):
@@ -120,4 +125,4 @@ def _schema() -> Any:
                     return chosen()
             return AnyType()
 
-    return DatasetSchema(type_mapper=ColumnTypes(), types=None)
+    return ColumnTypes()

@@ -24,7 +24,7 @@ _MOST_CELLS = 10
 
 def drift_markdown(report: DriftReport) -> str:
     """Return a headline and a table, one line per significant finding and per feature without any."""
-    state = f"**{report.level}**: score {report.score:.2f}" + (f" ({report.feature})" if report.feature else "")
+    state = f"**{_state(report)}**: score {report.score:.2f}" + (f" ({report.feature})" if report.feature else "")
     head = f"{state}, warning from {report.warning_threshold:g}, drift from {report.drift_threshold:g}; "
     lines = [
         f"{head}{report.n_current:,} rows.",
@@ -64,7 +64,7 @@ def drift_figure(report: DriftReport) -> bytes:
     axes.set_xlim(0, end)
     axes.set_xlabel("debiased PSI (line: 95 % interval)" + (f"; {hidden} more features below" if hidden > 0 else ""))
     name = f", most in {report.feature}" if report.feature else ""
-    axes.set_title(f"{report.level}: score {report.score:.2f}{name} · {report.n_current:,} rows", loc="left", pad=18)
+    axes.set_title(f"{_state(report)}: score {report.score:.2f}{name} · {report.n_current:,} rows", loc="left", pad=18)
     _clean(axes)
     return _png(figure)
 
@@ -88,9 +88,10 @@ def distribution_figure(
         axes.plot(place, now, "o", color=_CURRENT, markersize=5, label="current")
         axes.vlines(place, np.minimum(was, now), np.maximum(was, now), color=_CURRENT, linewidth=1.2)
         axes.set_xticks(place, labels, rotation=45, ha="right", rotation_mode="anchor", fontsize=7)
-        axes.set_title(name, loc="left", fontsize=10)
+        axes.set_title(_title(grid, name), loc="left", fontsize=10)
+        axes.set_xlim(-0.6, max(len(labels), 4) - 0.4)
         axes.set_ylim(0, None)
-        axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f} %")
+        axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g} %")
         axes.tick_params(axis="y", labelsize=8)
         _clean(axes)
         if number == 0:
@@ -136,23 +137,35 @@ def _shares(
         upto = np.cumsum(was.cells) / max(was.cells.sum(), 1)
         group = np.minimum(np.ceil(upto * _MOST_CELLS - 1e-9), _MOST_CELLS).astype(int)
         group = np.unique(group, return_inverse=True)[1]
-        labels = [f"≤ {cells.edges[np.flatnonzero(group == g)[-1]]:.4g}" for g in range(group.max(initial=-1) + 1)]
+        labels = [f"≤ {_tick(cells.edges[np.flatnonzero(group == g)[-1]])}" for g in range(group.max(initial=-1) + 1)]
     else:
-        group = np.minimum(np.arange(len(cells.levels)), _MOST_CELLS)
+        group = np.arange(len(cells.levels))
         labels = [_short(level) for level in cells.levels[:_MOST_CELLS]]
-        if len(cells.levels) > _MOST_CELLS:
-            labels.append(f"{len(cells.levels) - _MOST_CELLS} others")
     sides = []
     for side in (was, now):
-        held = np.bincount(group, side.cells, minlength=len(labels)) if len(labels) else np.zeros(0)
+        held = np.bincount(group, side.cells)[: len(labels)]
         sides.append(np.r_[held, side.below, side.above, side.unseen, side.missing] / max(side.n_rows, 1))
     labels += ["below", "above", "unseen", "missing"]
     shown = [i for i in range(len(labels)) if i < len(labels) - 4 or sides[0][i] or sides[1][i]]
     return [labels[i] for i in shown], sides[0][shown], sides[1][shown]
 
 
+def _title(grid: ReferenceGrid, name: str) -> str:
+    cells = grid.features[name]
+    n_levels = 0 if isinstance(cells, NumericCells) else len(cells.levels)
+    return f"{name} ({_MOST_CELLS} of {n_levels} levels)" if n_levels > _MOST_CELLS else name
+
+
+def _tick(value: float) -> str:
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.3g}"
+
+
 def _short(level: str) -> str:
     return level if len(level) <= 14 else f"{level[:13]}…"
+
+
+def _state(report: DriftReport) -> str:
+    return "no drift" if report.level == "none" else report.level
 
 
 def _p_text(p: float) -> str:

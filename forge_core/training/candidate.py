@@ -101,11 +101,11 @@ def evaluate(
         slice_metric=policy.metric,
         confidence=policy.confidence,
     )
-    verdict = judge(
-        evaluation, y, candidate, incumbent, policy=policy, incumbent_name=champion_name, times=times
-    )
+    verdict = judge(evaluation, y, candidate, incumbent, policy=policy, incumbent_name=champion_name, times=times)
     draw = classifier_figure if recipe.task == "classification" else residual_figure
-    storage.write_bytes(recipe.key("evaluation.png"), draw(y, candidate, f"{recipe.model_type} on {len(y):,} held-out rows"))
+    storage.write_bytes(
+        recipe.key("evaluation.png"), draw(y, candidate, f"{recipe.model_type} on {len(y):,} held-out rows")
+    )
     storage.write_json(
         recipe.key("evaluation.json"), {"evaluation": evaluation.to_dict(), "verdict": verdict.to_dict()}
     )

@@ -113,13 +113,18 @@ def search(
         tune.with_resources(trial, {"cpu": 1}),
         param_space=space,
         tune_config=tune.TuneConfig(
-            metric=metric, mode=mode, search_alg=sampler if space else None, num_samples=trials if space else 1,
+            metric=metric,
+            mode=mode,
+            search_alg=sampler if space else None,
+            num_samples=trials if space else 1,
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(verbose=0, callbacks=[_progress_callback(progress, metric)] if progress else None),
     )
     results = tuner.fit()
-    done = [{"hyperparameters": r.config, metric: r.metrics[metric]} for r in results if r.metrics and metric in r.metrics]
+    done = [
+        {"hyperparameters": r.config, metric: r.metrics[metric]} for r in results if r.metrics and metric in r.metrics
+    ]
     if not done:
         raise ModelError(f"all {len(results)} trials failed; the first: {results[0].error}")
     for failure in results.errors:

@@ -178,8 +178,8 @@ def _look_back(story: Story, refused: str | None) -> None:
     from forge_core.tracking.registry import Registry
 
     settings = story.settings
+    registry = Registry(settings.mlflow_url)
     if refused:
-        registry = Registry(settings.mlflow_url)
         may = load_flights(since=_utc("2013-05-01"), until=_utc("2013-06-01"))
         columns = flights_contract().feature_columns
         loss = {}
@@ -191,7 +191,8 @@ def _look_back(story: Story, refused: str | None) -> None:
     log = PredictionLog(Storage(settings.storage), MODEL).read()
     joined = join_feedback(log, Ledger(settings.ledger).feedback(MODEL))
     weekly = quality_over_time(joined, "log_loss", freq="7D")
-    reference = _get(story, "/models/flights")["metrics"]["log_loss"]["value"]
+    with registry.open(registry.resolve(MODEL, "1")) as folder:
+        reference = folder.evaluation.metrics["log_loss"].value
     (story.folder / "quality.png").write_bytes(quality_figure(weekly, reference, "log_loss"))
 
 
@@ -205,7 +206,7 @@ def _close(story: Story, seconds: float, peak_bytes: int) -> None:
     settings = story.settings
     places = "\n".join(
         [
-            f"API docs     {settings.api_url}/docs",
+            f"API          {settings.api_url}/model/info",
             f"Prefect UI   {settings.prefect_url}",
             f"MLflow UI    {settings.mlflow_url}",
             f"pictures     {story.folder}",

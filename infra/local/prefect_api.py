@@ -22,12 +22,16 @@ class PrefectApi:
 
     def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         """Return the JSON answer of one call."""
-        try:
-            answer = self.client.request(method, path, json=body)
-        except httpx.HTTPError as error:
-            raise ServiceUnavailable(
-                f"expected Prefect at {self.url}, found: {error}; start it with `make up`"
-            ) from error
+        for pause in (0.5, 1.0, 2.0, 4.0, None):
+            try:
+                answer = self.client.request(method, path, json=body)
+            except httpx.HTTPError as error:
+                raise ServiceUnavailable(
+                    f"expected Prefect at {self.url}, found: {error}; start it with `make up`"
+                ) from error
+            if answer.status_code != 503 or pause is None:
+                break
+            time.sleep(pause)  # its database was locked and nothing was written; Prefect's own client retries too
         if answer.status_code >= 400:
             raise ForgeError(f"Prefect answered {answer.status_code} to {method} {path}: {answer.text[:300]}")
         return answer.json() if answer.content else None
@@ -74,7 +78,7 @@ class PrefectApi:
         children = self.call("POST", "/flow_runs/filter", {"flow_runs": {"parent_flow_run_id": {"any_": [run["id"]]}}})
         for child in children:
             own += self.tasks(child)
-        started = [t for t in own if t["start_time"] and not t["state_type"] == "PENDING"]
+        started = [t for t in own if t["start_time"] and t["state_type"] != "PENDING"]
         return sorted((t for t in started if t["task_key"].split("-")[0] != "train"), key=lambda t: t["start_time"])
 
 

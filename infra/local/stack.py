@@ -21,6 +21,7 @@ from infra.local.environment import ROOT, apply_environment, child_environment, 
 from infra.local.members import ray_folder
 from infra.local.ports import check_ports, differing_ports, own_mlflow
 from infra.local.processes import same_process, stack_processes, stop_marked
+from infra.local.serving import await_api, begin_reconcile
 from infra.local.state import MemberState, StackState, read_state, remove_state
 from infra.local.status import MemberStatus, StackStatus, status
 
@@ -30,7 +31,7 @@ _STOP_SECONDS = 60.0
 
 
 def up(settings: Settings, *, quiet: bool = False, deployments: bool = True) -> None:
-    """Return once every member answers and the flows are registered; a stack that runs already is left as it is.
+    """Return once every member and the prediction API answer; a stack that runs already is left as it is.
 
     Parameters
     ----------
@@ -39,7 +40,7 @@ def up(settings: Settings, *, quiet: bool = False, deployments: bool = True) -> 
     quiet : bool, default False
         Print nothing.
     deployments : bool, default True
-        Register the flows of deployments/prefect.yaml (about 5 s).
+        Register the flows of deployments/prefect.yaml and bring Serve to the ledger's desired state (about 8 s).
 
     Raises
     ------
@@ -62,8 +63,11 @@ def up(settings: Settings, *, quiet: bool = False, deployments: bool = True) -> 
             _begin(settings, console)
         if deployments:
             begun = time.monotonic()
+            reconciler = begin_reconcile(settings)
             register_deployments(settings)
             console.print(f"  [green]✓[/green] {'Flows registered':<16}{time.monotonic() - begun:6.1f} s")
+            await_api(settings, reconciler)
+            console.print(f"  [green]✓[/green] {'Prediction API':<16}{time.monotonic() - begun:6.1f} s")
     _print_addresses(settings, console)
 
 

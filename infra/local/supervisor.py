@@ -19,6 +19,7 @@ from infra.local.environment import ROOT, child_environment
 from infra.local.members import INNER_PORTS, Member, members
 from infra.local.ports import stack_ports
 from infra.local.processes import family, free_ports, stack_processes, stop_marked, stop_processes
+from infra.local.serving import begin_reconcile
 from infra.local.state import MemberState, StackState, remove_state, write_state
 
 log = logging.getLogger(__name__)
@@ -95,6 +96,8 @@ class Supervisor:
                 took = round(time.monotonic() - seat.started, 1)
                 seat.state = replace(seat.state, phase="running", seconds_to_start=took, message="")
                 log.info("answers member=%s seconds=%.1f", seat.member.name, took)
+                if seat.member.name == "ray" and seat.state.restarts:
+                    begin_reconcile(self.settings)  # a new head has forgotten every application
             elif reason != seat.state.message:
                 seat.state = replace(seat.state, message=reason)
 

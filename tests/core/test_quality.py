@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from forge_core.statistics.quality import bootstrap_interval, classification_metrics, paired_improvement, regression_metrics
+from forge_core.statistics.quality import (
+    bootstrap_interval,
+    classification_metrics,
+    paired_improvement,
+    regression_metrics,
+)
 
 RNG = np.random.default_rng(0)
 Y = (RNG.random(4000) < 0.3).astype(float)

@@ -1,0 +1,214 @@
+"""The whole loop on the sample model, on real servers: train, serve, predict, label, watch, retrain, refuse."""
+
+import os
+import signal
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pandas as pd
+import psutil
+import pytest
+
+from forge_core.data.sample import generate_sample_data
+from forge_core.deployment.routing import read_state
+from forge_core.ledger import Ledger
+from forge_core.models.version import REQUIRED
+from forge_core.monitoring.prediction_log import PredictionLog
+from forge_core.settings import Settings
+from forge_core.storage import Storage
+from forge_core.tracking.registry import Registry
+from infra.local.prefect_api import FINAL, PrefectApi
+
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(400)]
+
+GUIDE_REQUEST = {"features": {"feature1": 1.0, "feature2": "category1"}}
+ROWS = "sample:?rows=6000"
+
+
+@pytest.fixture(scope="module")
+def prefect(stack: Settings) -> PrefectApi:
+    return PrefectApi(stack.prefect_url)
+
+
+@pytest.fixture(scope="module")
+def api(stack: Settings) -> httpx.Client:
+    return httpx.Client(base_url=stack.api_url, trust_env=False, timeout=30.0)
+
+
+def finish(prefect: PrefectApi, run: dict[str, Any], timeout: float = 240.0) -> dict[str, Any]:
+    deadline = time.monotonic() + timeout
+    while (run := prefect.call("GET", f"/flow_runs/{run['id']}"))["state_type"] not in FINAL:
+        assert time.monotonic() < deadline, run["state_name"]
+        time.sleep(0.3)
+    return run
+
+
+def states(prefect: PrefectApi, run: dict[str, Any]) -> dict[str, str]:
+    return {task["name"].rpartition("-")[0]: task["state_name"] for task in prefect.tasks(run)}
+
+
+@pytest.fixture(scope="module")
+def trained(stack: Settings, prefect: PrefectApi, api: httpx.Client) -> dict[str, Any]:
+    """The first model, trained by its deployment; before it, what the API says without one."""
+    assert api.get("/health").json()["status"] == "ok"
+    not_ready, early = api.get("/health/ready"), api.post("/predict", json=GUIDE_REQUEST)
+    assert (not_ready.status_code, early.status_code) == (503, 503)
+    assert "prefect deployment run 'train/sample'" in early.json()["detail"] and early.headers["retry-after"]
+    run = finish(prefect, prefect.run("train/sample", {"model": "sample", "source": ROWS, "trials": 2}))
+    assert run["state_type"] == "COMPLETED", run["state"]["message"]
+    return run
+
+
+def test_training_leaves_a_live_champion_with_every_part(stack: Settings, trained: dict[str, Any]) -> None:
+    registry = Registry(stack.mlflow_url)
+    champion = registry.resolve("sample", "champion")
+    assert champion.version == "1" and champion.passed_gate
+    with registry.open(champion) as folder:
+        assert {p.name for p in folder.path.iterdir()} >= {*REQUIRED, "model.onnx", "MLmodel", "parts.json"}
+        assert folder.compiled["serves"] == "compiled" and folder.compiled["parity"]["largest_difference"] < 1e-5
+        assert folder.lineage["dataset"].startswith("ds-") and len(folder.lineage["lock_sha256"]) == 64
+        assert folder.verdict.passed and folder.evaluation.metrics["roc_auc"].low > 0.6
+        assert folder.contract.feature_columns == ["feature1", "feature2"]
+
+
+def test_the_run_leaves_tables_and_pictures(prefect: PrefectApi, trained: dict[str, Any]) -> None:
+    found = prefect.call("POST", "/artifacts/filter", {"flow_runs": {"id": {"any_": [trained["id"]]}}})
+    kinds = {artifact["key"]: artifact["type"] for artifact in found}
+    assert kinds["sample-metrics"] == kinds["sample-gate"] == kinds["sample-trials"] == "table"
+    assert kinds["sample-evaluation"] == "image" and kinds["sample-held-out-drift"] == "markdown"
+
+
+def test_the_guides_call_gets_the_guides_reply(trained: dict[str, Any], api: httpx.Client) -> None:
+    answer = api.post("/predict", json=GUIDE_REQUEST)
+    reply = answer.json()
+    assert answer.status_code == 200
+    assert reply["prediction"] in (0, 1) and 0.5 <= reply["prediction_probability"] <= 1.0
+    assert reply["model_version"] == "1" and reply["processing_time_ms"] >= 0 and reply["request_id"]
+    info = api.get("/model/info").json()
+    assert info["version"] == "1" and info["features"] == {"feature1": "number", "feature2": "category"}
+
+
+def test_served_scores_equal_the_registered_pipelines(
+    stack: Settings, trained: dict[str, Any], api: httpx.Client
+) -> None:
+    rows = generate_sample_data(300, random_state=9)[["feature1", "feature2"]]
+    answers = api.post("/predict/batch", json={"records": rows.to_dict("records")}).json()["predictions"]
+    registry = Registry(stack.mlflow_url)
+    with registry.open(registry.resolve("sample")) as folder:
+        native = folder.pipeline.predict_proba(rows)[:, 1]
+    served = [a["prediction_probability"] if a["prediction"] == 1 else 1 - a["prediction_probability"] for a in answers]
+    assert max(abs(a - b) for a, b in zip(served, native, strict=True)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"features": {"feature1": "one", "feature2": "a"}}, "feature1"),
+        ({"features": {"feature1": 1.0}}, "feature2"),
+        ({"features": {"feature1": 1.0, "feature2": "a", "feature3": 1}}, "feature3"),
+        ({"features": {"feature1": None, "feature2": 3}}, "feature2"),
+        ({"feature": {}}, "features"),
+    ],
+)
+def test_a_wrong_field_is_named_in_a_problem_document(
+    trained: dict[str, Any], api: httpx.Client, body: dict[str, Any], field: str
+) -> None:
+    answer = api.post("/predict", json=body)
+    assert answer.status_code == 422 and answer.headers["content-type"] == "application/problem+json"
+    assert field in [fault["field"] for fault in answer.json()["errors"]]
+    assert answer.json()["status"] == 422
+
+
+def test_unknown_models_routes_and_broken_json_are_problems_too(trained: dict[str, Any], api: httpx.Client) -> None:
+    assert api.get("/models/none").status_code == 404
+    assert api.get("/nothing").json()["status"] == 404
+    assert api.post("/predict", content=b'{"fea', headers={"content-type": "application/json"}).status_code == 422
+
+
+def test_the_same_training_again_finds_every_step_and_makes_no_new_version(
+    stack: Settings, prefect: PrefectApi, trained: dict[str, Any]
+) -> None:
+    run = finish(prefect, prefect.run("train/sample", {"model": "sample", "source": ROWS, "trials": 2}))
+    found = states(prefect, run)
+    assert run["state_type"] == "COMPLETED"
+    # `evaluate` compares with the champion, which there is now; its own candidate is no better than itself.
+    assert {found[name] for name in ("ingest", "search", "fit", "compile")} == {"Cached"}
+    assert [v.version for v in Registry(stack.mlflow_url).versions("sample")] == ["1"]
+
+
+def test_bad_data_fails_at_ingest_with_a_sentence_and_registers_nothing(
+    stack: Settings, prefect: PrefectApi, trained: dict[str, Any], tmp_path: Path
+) -> None:
+    rows = generate_sample_data(2000, random_state=1)
+    rows.assign(target=1).to_csv(tmp_path / "one_class.csv", index=False)
+    run = finish(prefect, prefect.run("train/sample", {"model": "sample", "source": str(tmp_path / "one_class.csv")}))
+    assert run["state_type"] == "FAILED"
+    message = run["state"]["message"]
+    assert "one_class.csv" in message and "target" in message and "2,000 rows" in message
+    assert list(states(prefect, run)) == ["ingest"]
+    # After the repair the same run goes on.
+    rows.to_csv(tmp_path / "one_class.csv", index=False)
+    again = {"model": "sample", "source": str(tmp_path / "one_class.csv"), "trials": 1, "deploy": False}
+    run = finish(prefect, prefect.run("train/sample", again))
+    assert run["state_type"] == "COMPLETED", run["state"]["message"]
+
+
+def test_a_killed_flow_is_marked_crashed_and_its_rerun_repeats_only_what_was_cut(
+    stack: Settings, prefect: PrefectApi, trained: dict[str, Any]
+) -> None:
+    parameters = {"model": "sample", "source": "sample:?rows=5000&seed=5", "trials": 6, "deploy": False}
+    run = prefect.run("train/sample", parameters)
+    deadline = time.monotonic() + 120
+    while states(prefect, run).get("search") != "Running":
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    pid = int(prefect.call("GET", f"/flow_runs/{run['id']}")["infrastructure_pid"].rpartition(":")[2])
+    flow = psutil.Process(pid)
+    for process in [*flow.children(recursive=True), flow]:
+        os.kill(process.pid, signal.SIGKILL)
+    killed = time.monotonic()
+    again = prefect.run("train/sample", parameters)
+    while prefect.call("GET", f"/flow_runs/{again['id']}")["state_type"] != "RUNNING":
+        assert time.monotonic() - killed < 60
+        time.sleep(0.3)
+    again = finish(prefect, again)
+    assert again["state_type"] == "COMPLETED", again["state"]["message"]
+    assert states(prefect, again)["ingest"] == "Cached" and states(prefect, again)["search"] == "Completed"
+    assert prefect.call("GET", f"/flow_runs/{run['id']}")["state_type"] == "CRASHED"
+
+
+def test_drift_and_lost_quality_start_a_retraining_by_themselves(
+    stack: Settings, prefect: PrefectApi, trained: dict[str, Any], api: httpx.Client
+) -> None:
+    start = datetime(2025, 3, 1, tzinfo=UTC)
+    rows = generate_sample_data(3000, random_state=8, drift=2.0, start=start)
+    for hour, part in rows.groupby("event_time"):
+        moment = {"X-Forge-Event-Time": pd.Timestamp(hour).isoformat()}
+        body = {"records": part[["feature1", "feature2"]].to_dict("records"), "request_ids": part["sample_id"].tolist()}
+        assert api.post("/predict/batch", json=body, headers=moment).status_code == 200
+        # The world has turned: what was 1 is 0 now, so quality is lost, not only the inputs' shape.
+        labels = [{"request_id": i, "label": 1 - y} for i, y in zip(part["sample_id"], part["target"], strict=True)]
+        assert api.post("/feedback", json={"feedback": labels}, headers=moment).json() == {"committed": len(labels)}
+    counts = api.get("/monitoring", params={"flush": True}).json()
+    assert counts["waiting"] == counts["dropped"] == counts["dropped_by_router"] == 0
+    log = PredictionLog(Storage(stack.storage), "sample").read(since=start)
+    assert sorted(log["request_id"]) == sorted(rows["sample_id"])
+    assert {f.request_id for f in Ledger(stack.ledger).feedback("sample", since=start)} == set(rows["sample_id"])
+
+    began = datetime.now(UTC) - timedelta(seconds=1)
+    now = (rows["event_time"].max() + timedelta(hours=1)).isoformat()
+    run = finish(prefect, prefect.run("monitor/sample", {"model": "sample", "now": now}))
+    assert run["state_type"] == "COMPLETED", run["state"]["message"]
+    checked = Ledger(stack.ledger).events("sample", "checked")[-1]["details"]
+    assert checked["retrain"] and "feature1" in checked["drifted"] and checked["labels"] == 3000
+    retrain = prefect.newest_run("retrain/sample", began)
+    assert retrain is not None
+    retrain = finish(prefect, retrain)
+    assert retrain["state_type"] == "COMPLETED", retrain["state"]["message"]
+    told = Ledger(stack.ledger).events("sample", "retrained")[-1]["details"]
+    # It learnt the old rows again, so it is no better than the champion, and the gate says so.
+    assert not told["passed"] and "better log_loss than champion" in told["reason"]
+    assert read_state(Ledger(stack.ledger))[1]["models"]["sample"]["champion"] == "1"
