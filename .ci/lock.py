@@ -13,9 +13,11 @@ reasons = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["forge"][
 with tempfile.TemporaryDirectory() as folder:
     answer = Path(folder) / "answer.txt"
     subprocess.run(
-        [sys.executable, "-m", "piptools", "compile", "--quiet", "--extra=dev", "--strip-extras", "--no-header"]
-        + ["--no-annotate", "--no-emit-index-url", "--no-emit-find-links", "--no-emit-trusted-host"]
-        + [f"--output-file={answer}", "pyproject.toml"],
+        [
+            *(sys.executable, "-m", "piptools", "compile", "--quiet", "--extra=dev", "--strip-extras", "--no-header"),
+            *("--no-annotate", "--no-emit-index-url", "--no-emit-find-links", "--no-emit-trusted-host"),
+            *(f"--output-file={answer}", "pyproject.toml"),
+        ],
         cwd=root,
         check=True,
     )

@@ -2,7 +2,7 @@
 
 Only doors read settings (command lines, flows, the Serve builder, the `get_*` functions); whatever
 lies deeper takes plain arguments. Variables of MLflow, Prefect, Ray and AWS keep their own names
-and owners, except the two that the guide uses bare: `MODEL_PATH` and `MLFLOW_TRACKING_URI`.
+and owners; MLFLOW_TRACKING_URI is read here too, because our own clients need it.
 """
 
 from functools import lru_cache
@@ -39,12 +39,6 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("MLFLOW_TRACKING_URI", "tracking_uri"),
         description="MLflow server; empty: the local one on FORGE_MLFLOW_PORT.",
     )
-    model_path: str = Field(
-        "",
-        validation_alias=AliasChoices("MODEL_PATH", "model_path"),
-        description="One model file (.onnx or .skops) to serve without a registry; empty: serve from the registry.",
-    )
-    allow_pickle: bool = Field(False, description="Let MODEL_PATH load .joblib files, which run code while loading.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Level of our own logs.")
 
     @property

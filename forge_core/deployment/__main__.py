@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
             sys.stdout.write(f"revision {revision}: {state}\n")
             sys.stdout.writelines(f"{name}: {status}\n" for name, status in serve.statuses().items())
         else:
-            serve.reconcile(ledger, progress=lambda text: sys.stdout.write(text + "\n") and None)
+            serve.reconcile(ledger, progress=logging.info)
     except ForgeError as error:
         sys.stderr.write(f"{error}\n")
         return 1

@@ -129,7 +129,9 @@ class ServeClient:
         router = self._statuses().get("router")
         if not router or router["status"] not in ("RUNNING", "DEPLOYING", "UNHEALTHY"):
             return {}
-        config = next((d for d in router["deployed_app_config"]["deployments"] if d["name"] == "Router"), {})
+        config: dict[str, Any] = next(
+            (d for d in router["deployed_app_config"]["deployments"] if d["name"] == "Router"), {}
+        )
         return config.get("user_config", {}).get("models", {})
 
     def _statuses(self) -> dict[str, Any]:
@@ -147,7 +149,8 @@ class ServeClient:
                 answer = client.request(method, self.url, **options)
         except httpx.HTTPError as error:
             raise ServiceUnavailable(
-                f"expected Ray's dashboard at {self.url}, found: {error or type(error).__name__}; start it with `make up`"
+                f"expected Ray's dashboard at {self.url}, found: {error or type(error).__name__}; "
+                "start it with `make up`"
             ) from error
         if answer.status_code == 401:
             raise ServiceUnavailable(f"Ray's dashboard at {self.url} refused our token; see RAY_AUTH_TOKEN_PATH")

@@ -16,7 +16,15 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_curve
 
 from forge_core.policy import GatePolicy
-from forge_core.statistics.quality import METRICS, Interval, Task, bootstrap_interval, paired_improvement
+from forge_core.statistics.quality import (
+    METRICS,
+    Floats,
+    Interval,
+    Metric,
+    Task,
+    bootstrap_interval,
+    paired_improvement,
+)
 
 
 @dataclass(frozen=True)
@@ -100,17 +108,21 @@ def evaluate_predictions(
     metrics = {
         name: bootstrap_interval(name, y, p, task=task, groups=days, confidence=confidence) for name in METRICS[task]
     }
-    measure = METRICS[task][slice_metric]
+    scored = _score_slices(slices, y, p, METRICS[task][slice_metric]) if slices is not None else {}
+    span = (str(times.min()), str(times.max())) if times is not None else (None, None)
+    return Evaluation(task, len(y), metrics, scored, *span)
+
+
+def _score_slices(slices: pd.DataFrame, y: Floats, p: Floats, measure: Metric) -> dict[str, float]:
     scored: dict[str, float] = {}
-    for column in slices.columns if slices is not None else []:
+    for column in slices.columns:
         levels = slices[column].astype("str").to_numpy()
         names, counts = np.unique(levels, return_counts=True)
         if len(names) <= 20:
             for name in names[counts >= 100]:
                 rows = levels == name
                 scored[f"{column}={name}"] = measure(y[rows], p[rows], np.ones(int(rows.sum())))
-    span = (str(times.min()), str(times.max())) if times is not None else (None, None)
-    return Evaluation(task, len(y), metrics, scored, *span)
+    return scored
 
 
 def days_of(times: pd.Series | None) -> Any:

@@ -172,7 +172,7 @@ def load_model(path: str | Path, *, allow_pickle: bool = False) -> Pipeline:
 
     file = Path(path)
     if not file.is_file():
-        raise ModelNotFound(f"Failed to load model from path: {file}; the file must exist, check MODEL_PATH")
+        raise ModelNotFound(f"Failed to load model from path: {file}; there is no such file")
     if file.suffix == ".skops":
         return load_pipeline(file.read_bytes(), origin=str(file))
     if file.suffix == ".joblib" and allow_pickle:
@@ -181,7 +181,7 @@ def load_model(path: str | Path, *, allow_pickle: bool = False) -> Pipeline:
         warnings.warn(f"{file} is a pickle; the code inside it runs now", UserWarning, stacklevel=2)
         return joblib.load(file)
     raise UntrustedModel(
-        f"expected a .skops file, found {file}; a .joblib file runs code while loading and needs FORGE_ALLOW_PICKLE=true"
+        f"expected a .skops file, found {file}; a .joblib file runs code while loading and needs allow_pickle=True"
     )
 
 

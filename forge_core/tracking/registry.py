@@ -120,7 +120,8 @@ class Registry:
                     raise
                 known = [v.version for v in self.versions(model)]
                 raise ModelNotFound(
-                    f"no version or alias {which!r} of model {model!r}; versions: {', '.join(known) or 'none, train one'}"
+                    f"no version or alias {which!r} of model {model!r}; "
+                    f"versions: {', '.join(known) or 'none, train one'}"
                 ) from None
         return _registered(found)
 
@@ -185,7 +186,8 @@ class Registry:
 def unreachable(tracking_uri: str, error: Exception) -> ServiceUnavailable:
     """Return the error that says where MLflow was looked for and how to start it."""
     return ServiceUnavailable(
-        f"expected MLflow at {tracking_uri}, found: {str(error)[:200]}; start it with `make up` or set MLFLOW_TRACKING_URI"
+        f"expected MLflow at {tracking_uri}, found: {str(error)[:200]}; "
+        "start it with `make up` or set MLFLOW_TRACKING_URI"
     )
 
 

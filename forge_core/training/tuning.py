@@ -166,7 +166,7 @@ def connect(address: str | None) -> None:
 def _progress_callback(report: Callable[[int, dict[str, Any]], None], metric: str) -> Any:
     from ray.tune import Callback
 
-    class Progress(Callback):  # type: ignore[misc]
+    class Progress(Callback):
         done = 0
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

@@ -105,7 +105,8 @@ def _predict_one(story: Story) -> None:
 
     example = _get(story, "/model/info")["example"]
     story.console.print(
-        f"[dim]$ curl -X POST {story.settings.api_url}/predict -H 'Content-Type: application/json' -d '{json.dumps(example)}'"
+        f"[dim]$ curl -X POST {story.settings.api_url}/predict -H 'Content-Type: application/json' "
+        f"-d '{json.dumps(example)}'"
     )
     with httpx.Client(base_url=story.settings.api_url, trust_env=False) as client:
         answer = client.post("/predict", json=example)

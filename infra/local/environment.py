@@ -139,6 +139,4 @@ def _forge_variables(settings: Settings) -> dict[str, str]:
         if isinstance(value, Path):
             value = (value if name == "home" else ROOT / value).resolve()
         values[f"FORGE_{name.upper()}"] = str(value).lower() if isinstance(value, bool) else str(value)
-    if settings.model_path:
-        values["MODEL_PATH"] = str(Path(settings.model_path).resolve())
     return values

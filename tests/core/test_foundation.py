@@ -54,11 +54,10 @@ def test_settings_derive_urls_from_home_and_ports(tmp_path: Path) -> None:
     assert settings.storage == f"{tmp_path}/storage" and settings.ledger == f"sqlite:///{tmp_path}/ledger.db"
 
 
-def test_settings_read_the_guides_bare_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MODEL_PATH", "m.onnx")
+def test_settings_read_mlflows_own_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     settings = Settings()
-    assert settings.model_path == "m.onnx" and settings.mlflow_url == "http://mlflow:5000"
+    assert settings.mlflow_url == "http://mlflow:5000"
 
 
 def test_storage_writes_whole_files_and_never_leaves_its_root(tmp_path: Path) -> None:

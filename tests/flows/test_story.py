@@ -194,7 +194,7 @@ def test_drift_and_lost_quality_start_a_retraining_by_themselves(
         assert api.post("/feedback", json={"feedback": labels}, headers=moment).json() == {"committed": len(labels)}
     counts = api.get("/monitoring", params={"flush": True}).json()
     assert counts["waiting"] == counts["dropped"] == counts["dropped_by_router"] == 0
-    log = PredictionLog(Storage(stack.storage), "sample").read(since=start)
+    log = PredictionLog(Storage(stack.storage), "sample").read(since=start, until=start + timedelta(days=9))
     assert sorted(log["request_id"]) == sorted(rows["sample_id"])
     assert {f.request_id for f in Ledger(stack.ledger).feedback("sample", since=start)} == set(rows["sample_id"])
 

@@ -1,0 +1,1 @@
+"""Long fault loops on real servers: `make prove NAME=flow`."""
