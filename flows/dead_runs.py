@@ -1,9 +1,9 @@
 """Flow runs whose process was killed stay "Running" on the server; this marks them Crashed."""
 
 import asyncio
-import os
 import socket
 
+import psutil
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
 from prefect.client.schemas.objects import FlowRun, StateType
@@ -30,12 +30,10 @@ def _is_dead(run: FlowRun) -> bool:
     if host != socket.gethostname() or not pid.isdigit():
         return False
     try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
+        # An orphan that nobody collects stays a zombie, which a signal still reaches.
+        return bool(psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
         return True
-    except PermissionError:
-        return False
-    return False
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from flows.dead_runs import crash_dead_runs
-from flows.house import open_house, utc
+from flows.house import House, open_house, utc
 from flows.tasks import (
     compare_parts,
     compile_pipeline,
@@ -17,6 +17,7 @@ from flows.tasks import (
     register_version,
     search_parameters,
 )
+from forge_core.deployment.mirror import mirrored_version
 from forge_core.deployment.routing import read_state
 from forge_core.training.candidate import Recipe
 from forge_core.training.datasets import SplitRequest
@@ -98,8 +99,7 @@ def _train(
         split, policy.training.model_type, "classification", tuple(sorted(found["hyperparameters"].items()))
     )
     fit_winner(model, recipe)
-    champion = read_state(house.ledger)[1]["models"].get(model, {}).get("champion")
-    judged = evaluate_candidate(model, recipe, policy.gate, champion)
+    judged = evaluate_candidate(model, recipe, policy.gate, _incumbent(house, recipe))
     compile_pipeline(model, recipe, policy.gate.parity_tolerance)
     version = register_version(model, recipe, flow_run.id, reason, found["trials"])
     result = {
@@ -111,3 +111,17 @@ def _train(
     if deploy and result["passed"]:
         result["live"] = deploy_version(model, version, reason, utc(until))
     return result
+
+
+def _incumbent(house: House, recipe: Recipe) -> str | None:
+    """Return the version to beat: the champion, or the one before it where the champion is this very candidate.
+
+    A run that was killed after the promotion would otherwise be judged against itself when it is repeated,
+    refused, and never brought live.
+    """
+    entry = read_state(house.ledger)[1]["models"].get(house.model, {})
+    champion: str | None = entry.get("champion")
+    if champion is None:
+        return None
+    with mirrored_version(house.storage, house.model, champion) as folder:
+        return entry.get("previous") if folder.lineage["candidate"] == recipe.candidate_id else champion

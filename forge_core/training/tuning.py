@@ -5,6 +5,7 @@ cross process borders.
 """
 
 import logging
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -156,6 +157,9 @@ def connect(address: str | None) -> None:
     if ray.is_initialized():
         return
     try:
+        if address and ":" in address and "://" not in address:
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host, int(port)), timeout=5.0).close()  # Ray itself would try for minutes
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, configure_logging=False)
     except (ConnectionError, RuntimeError, OSError, ValueError) as error:
         raise ServiceUnavailable(

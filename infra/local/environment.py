@@ -37,6 +37,8 @@ _FIXED = {
     "MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK": "true",
     "MLFLOW_UV_AUTO_DETECT": "false",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # Each call gives up after some seconds; the flows' tasks wait and try again.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "RAY_AUTH_MODE": "token",
     # One node has nowhere to drain to; `make down` shuts the applications down itself.
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "2",
@@ -134,7 +136,7 @@ def _forge_variables(settings: Settings) -> dict[str, str]:
     values: dict[str, str] = {}
     for name in type(settings).model_fields:
         value = getattr(settings, name)
-        if name in {"tracking_uri", "model_path"}:
+        if name == "tracking_uri":
             continue
         if isinstance(value, Path):
             value = (value if name == "home" else ROOT / value).resolve()

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import socket
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -12,6 +13,9 @@ from forge_core.errors import ServiceUnavailable
 from forge_core.settings import Settings
 from infra.local.environment import POOL, token_path
 from infra.local.members import WORKER
+from infra.local.processes import family
+
+Run = dict[str, Any]
 
 # 127.0.0.1 is never reached through a proxy, whatever the environment says.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -71,20 +75,40 @@ def dashboard(settings: Settings, path: str, *, method: str = "GET", timeout: fl
     return fetch(f"{settings.dashboard_url}{path}", method=method, token=token, timeout=timeout)
 
 
-def crash_dead_runs(settings: Settings) -> int:
-    """Mark as crashed the pool's runs that are still called running, and return how many there were.
+def crash_dead_runs(settings: Settings, dead: Callable[[Run], bool]) -> int:
+    """Mark as crashed the pool's unfinished runs that `dead` is true of, and return how many there were.
 
-    To be called before the first worker starts, when no flow process of this stack can be alive: such a run
-    would keep its deployment's concurrency slot and be shown as running for ever.
+    Such a run would hold its deployment's only slot until its lease ends, and be shown as running for ever.
     """
-    alive = {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}
-    query = {"flow_runs": alive, "work_pools": {"name": {"any_": [POOL]}}, "limit": 200}
-    runs = fetch(f"{settings.prefect_url}/api/flow_runs/filter", method="POST", body=query, timeout=10.0)
-    state = {"type": "CRASHED", "name": "Crashed", "message": "The stack was stopped while this run was at work."}
-    for run in runs:
+    unfinished = {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}
+    query = {"flow_runs": unfinished, "work_pools": {"name": {"any_": [POOL]}}, "limit": 200}
+    runs = fetch(f"{settings.prefect_url}/api/flow_runs/filter", method="POST", body=query)
+    state = {"type": "CRASHED", "name": "Crashed", "message": "The process of this run ended before its work did."}
+    crashed = [run for run in runs if dead(run)]
+    for run in crashed:
         url = f"{settings.prefect_url}/api/flow_runs/{run['id']}/set_state"
         fetch(url, method="POST", body={"state": state, "force": True}, timeout=10.0)
-    return len(runs)
+    return len(crashed)
+
+
+def of_earlier_stack(_: Run) -> bool:
+    """Tell that a run is dead before the first worker starts: no process of this stack can be alive."""
+    return True
+
+
+def without_worker(run: Run) -> bool:
+    """Tell whether a run is dead while there is no worker: its process is gone, or will never be started."""
+    return _process_gone(run) or (run["state_type"] == "PENDING" and not run["infrastructure_pid"])
+
+
+def unreported(run: Run) -> bool:
+    """Tell whether a run is dead that a living worker may not know of, an earlier worker having started it."""
+    return bool(run["state_type"] == "RUNNING") and _process_gone(run)
+
+
+def _process_gone(run: Run) -> bool:
+    host, _, pid = (run["infrastructure_pid"] or "").rpartition(":")
+    return host == socket.gethostname() and pid.isdigit() and not family(int(pid))
 
 
 def _prefect(settings: Settings, _: float, timeout: float) -> str:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -29,6 +30,8 @@ _QUICK_WINDOW = 120.0
 # A member that never answered is broken, not unlucky: one more try is enough.
 _FIRST_TRIES = 2
 _DRAIN_SECONDS = 15.0
+# How often dead flow runs are looked for that no worker reports.
+_SETTLE_SECONDS = 10.0
 
 
 @dataclass
@@ -61,6 +64,7 @@ class Supervisor:
         self.stop = threading.Event()
         self.retry = threading.Event()
         self._runs_settled = False
+        self._next_settling = 0.0
         self._written: StackState | None = None
 
     def run(self) -> None:
@@ -80,6 +84,8 @@ class Supervisor:
             self._forgive()
         for seat in self.seats.values():
             self._attend(seat)
+        if self.seats["worker"].state.phase == "running" and time.monotonic() >= self._next_settling:
+            self._settle_runs(health.unreported)
         self._write()
 
     def _attend(self, seat: _Seat) -> None:
@@ -107,13 +113,18 @@ class Supervisor:
             return True
         if awaited.state.phase != "running":
             return False
-        if not self._runs_settled:
-            self._runs_settled = True
-            try:
-                log.info("marked dead flow runs crashed count=%d", health.crash_dead_runs(self.settings))
-            except ForgeError as error:
-                log.warning("could not mark dead flow runs: %s", error)
+        self._settle_runs(health.without_worker if self._runs_settled else health.of_earlier_stack)
         return True
+
+    def _settle_runs(self, dead: Callable[[health.Run], bool]) -> None:
+        """Give back the slots of flow runs that died with nobody left to tell the server."""
+        self._next_settling = time.monotonic() + _SETTLE_SECONDS
+        try:
+            if count := health.crash_dead_runs(self.settings, dead):
+                log.info("marked dead flow runs crashed count=%d", count)
+            self._runs_settled = True
+        except ForgeError as error:
+            log.warning("could not mark dead flow runs: %s", error)
 
     def _start(self, seat: _Seat) -> None:
         member = seat.member

@@ -28,9 +28,11 @@ from tests.stack_settings import short_home, stack_settings
 
 MOST_SECONDS = 60.0
 UNTIL = "2013-02-01"
+# One month's held-out days are too few for the gate to let a first model pass; three are enough.
+UNTIL_PASSING = "2013-04-01"
 STEPS = ("ingest", "compare-with-training", "search", "fit", "evaluate", "compile", "register", "deploy")
 REPEATABLE = {"register", "deploy"}
-# The first model passes the gate for certain, so the kill in `deploy` comes first.
+# Only the first model is sure to be deployed, so the kill in `deploy` comes first.
 ROUNDS = ("deploy", *(step for step in STEPS if step != "deploy"), "promoted", "worker", "both")
 _CANDIDATE = "forge.candidate"
 
@@ -143,7 +145,8 @@ def _cut(ground: Ground, kill: Kill, since: str) -> None:
     def seen(run: Run) -> bool:
         return kill.step in ground.states(run)
 
-    _cut_and_repeat(ground, kill, "flights", {"model": "flights", "since": since, "until": UNTIL, "trials": 4}, seen)
+    until = UNTIL_PASSING if kill.step == "deploy" else UNTIL
+    _cut_and_repeat(ground, kill, "flights", {"model": "flights", "since": since, "until": until, "trials": 4}, seen)
 
 
 def _cut_promoted(ground: Ground, kill: Kill, since: str) -> None:
