@@ -58,9 +58,16 @@ def variant(arguments: VariantArguments) -> Application:
     return serve.deployment(Variant).bind(arguments.storage_url, arguments.model, arguments.version)
 
 
+class FlushingProfiler(Profiler):
+    """A profiler that writes what waits before its replica stops; Serve awaits its `__del__`."""
+
+    async def __del__(self) -> None:
+        await self.stop()
+
+
 def profiler(arguments: Arguments) -> Application:
     """Return the application that writes windows and the prediction log."""
-    return serve.deployment(Profiler).bind(arguments.storage_url)
+    return serve.deployment(FlushingProfiler).options(name="Profiler").bind(arguments.storage_url)
 
 
 def recorder(arguments: Arguments) -> Application:

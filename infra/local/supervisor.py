@@ -63,7 +63,7 @@ class Supervisor:
         self.seats = {member.name: self._seat(member) for member in members(settings, self.inner)}
         self.stop = threading.Event()
         self.retry = threading.Event()
-        self._runs_settled = False
+        self._had_worker = False
         self._next_settling = 0.0
         self._written: StackState | None = None
 
@@ -113,7 +113,8 @@ class Supervisor:
             return True
         if awaited.state.phase != "running":
             return False
-        self._settle_runs(health.without_worker if self._runs_settled else health.of_earlier_stack)
+        self._settle_runs(health.without_worker if self._had_worker else health.of_earlier_stack)
+        self._had_worker = True
         return True
 
     def _settle_runs(self, dead: Callable[[health.Run], bool]) -> None:
@@ -122,7 +123,6 @@ class Supervisor:
         try:
             if count := health.crash_dead_runs(self.settings, dead):
                 log.info("marked dead flow runs crashed count=%d", count)
-            self._runs_settled = True
         except ForgeError as error:
             log.warning("could not mark dead flow runs: %s", error)
 

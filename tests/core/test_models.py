@@ -36,7 +36,10 @@ from forge_core.training.datasets import SplitRequest
 
 ROWS = generate_sample_data(3000, random_state=0)
 X, Y = ROWS[["feature1", "feature2"]], ROWS["target"]
-SMALL = {"gradient_boosting": {"max_iter": 20}, "random_forest": {"n_estimators": 20, "min_samples_leaf": 20, "n_jobs": 1}}
+SMALL = {
+    "gradient_boosting": {"max_iter": 20},
+    "random_forest": {"n_estimators": 20, "min_samples_leaf": 20, "n_jobs": 1},
+}
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from forge_core.monitoring.prediction_log import PredictionLog
 from forge_core.settings import Settings
 from forge_core.storage import Storage
 from forge_core.tracking.registry import Registry
+from infra.local import stack as local
 from infra.local.prefect_api import FINAL, PrefectApi
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(400)]
@@ -212,3 +213,18 @@ def test_drift_and_lost_quality_start_a_retraining_by_themselves(
     # It learnt the old rows again, so it is no better than the champion, and the gate says so.
     assert not told["passed"] and "better log_loss than champion" in told["reason"]
     assert read_state(Ledger(stack.ledger))[1]["models"]["sample"]["champion"] == "1"
+
+
+def test_down_and_up_lose_nothing_and_serve_the_champion_again(
+    stack: Settings, trained: dict[str, Any], api: httpx.Client
+) -> None:
+    moment = datetime(2030, 1, 1, tzinfo=UTC)
+    ids = [f"last-{i}" for i in range(50)]
+    body = {"records": [GUIDE_REQUEST["features"]] * 50, "request_ids": ids}
+    assert api.post("/predict/batch", json=body, headers={"X-Forge-Event-Time": moment.isoformat()}).status_code == 200
+    time.sleep(0.5)  # long enough for the router to hand its rows on, shorter than the profiler's own rhythm
+    local.down(stack, quiet=True)
+    local.up(stack, quiet=True)
+    assert sorted(PredictionLog(Storage(stack.storage), "sample").read(since=moment)["request_id"]) == sorted(ids)
+    answer = api.post("/predict", json=GUIDE_REQUEST).json()
+    assert answer["model_version"] == "1"
