@@ -1,7 +1,9 @@
 """The whole loop on the sample model, on real servers: train, serve, predict, label, watch, retrain, refuse."""
 
 import os
+import shutil
 import signal
+import subprocess
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -135,8 +137,8 @@ def test_the_same_training_again_finds_every_step_and_makes_no_new_version(
     run = finish(prefect, prefect.run("train/sample", {"model": "sample", "source": ROWS, "trials": 2}))
     found = states(prefect, run)
     assert run["state_type"] == "COMPLETED"
-    # `evaluate` compares with the champion, which there is now; its own candidate is no better than itself.
-    assert {found[name] for name in ("ingest", "search", "fit", "compile")} == {"Cached"}
+    # The champion is this very candidate; it is judged as before it went live, not against itself.
+    assert {found[name] for name in ("ingest", "search", "fit", "evaluate", "compile")} == {"Cached"}
     assert [v.version for v in Registry(stack.mlflow_url).versions("sample")] == ["1"]
 
 
@@ -213,6 +215,24 @@ def test_drift_and_lost_quality_start_a_retraining_by_themselves(
     # It learnt the old rows again, so it is no better than the champion, and the gate says so.
     assert not told["passed"] and "better log_loss than champion" in told["reason"]
     assert read_state(Ledger(stack.ledger))[1]["models"]["sample"]["champion"] == "1"
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Debian's chromium: apt-get install chromium")
+def test_run_artifacts_and_champion_can_be_looked_at_in_a_browser(
+    stack: Settings, prefect: PrefectApi, trained: dict[str, Any], tmp_path: Path
+) -> None:
+    def page(url: str) -> str:
+        quiet = ("--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
+        quiet += ("--disable-component-update", "--disable-sync", "--no-sandbox", f"--user-data-dir={tmp_path}")
+        command = ["chromium", "--headless", *quiet, "--virtual-time-budget=20000", "--dump-dom", url]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+    found = prefect.call("POST", "/artifacts/filter", {"flow_runs": {"id": {"any_": [trained["id"]]}}})
+    picture = next(artifact["id"] for artifact in found if artifact["key"] == "sample-evaluation")
+    assert trained["name"] in page(f"{stack.prefect_url}/runs/flow-run/{trained['id']}")
+    assert '<img src="data:image/png;base64' in page(f"{stack.prefect_url}/artifacts/artifact/{picture}")
+    assert "champion" in page(f"{stack.mlflow_url}/#/models/sample")
 
 
 def test_down_and_up_lose_nothing_and_serve_the_champion_again(

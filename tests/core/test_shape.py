@@ -1,0 +1,135 @@
+"""The project says of itself only what is so: settings, commands, links, entry points, layers, examples."""
+
+import ast
+import doctest
+import importlib
+import inspect
+import pkgutil
+import re
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+import forge_core
+from forge_core.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+WORDS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+# Variables that the stack sets for others and that are no settings of ours.
+NO_SETTINGS = {"FORGE_CHECKOUT"}
+
+
+def variable(name: str) -> str:
+    field = Settings.model_fields[name]
+    alias = field.validation_alias
+    return alias.choices[0] if alias is not None else f"FORGE_{name.upper()}"  # type: ignore[union-attr]
+
+
+def test_env_example_and_settings_say_the_same() -> None:
+    lines = [line for line in (ROOT / ".env.example").read_text().splitlines() if line and not line.startswith("#")]
+    given = dict(line.split("=", 1) for line in lines)
+    assert set(given) == {variable(name) for name in Settings.model_fields}
+    for name, field in Settings.model_fields.items():
+        default = str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
+        assert given[variable(name)] == default
+        assert field.description
+
+
+def test_no_file_speaks_of_a_setting_that_does_not_exist() -> None:
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    known = {variable(name) for name in Settings.model_fields} | NO_SETTINGS
+    unknown = {
+        (file, name)
+        for file in tracked
+        if (ROOT / file).suffix in {".py", ".md", ".yaml", ".yml", ".toml", ".ipynb"} or "." not in file
+        for name in re.findall(r"\bFORGE_[A-Z][A-Z_]*[A-Z]\b", (ROOT / file).read_text())
+        if name not in known
+    }
+    assert not unknown
+
+
+def test_every_make_target_that_is_named_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for file in WORDS:
+        named = set(re.findall(r"`make (?:-s )?([a-z-]+)", file.read_text()))
+        named |= set(re.findall(r"^make ([a-z-]+)", file.read_text(), re.MULTILINE))
+        assert named <= targets, (file.name, named - targets)
+
+
+def test_every_import_and_link_in_the_words_resolves() -> None:
+    for file in WORDS:
+        text = file.read_text()
+        for module, names in re.findall(r"^from (forge_core[\w.]*) import ([\w, ]+)$", text, re.MULTILINE):
+            for name in names.split(","):
+                assert hasattr(importlib.import_module(module), name.strip()), (file.name, module, name)
+        for target in re.findall(r"\]\((?!http)([^)#]+)", text):
+            assert (file.parent / target).exists(), (file.name, target)
+
+
+def test_versions_agree() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    newest = re.search(r"^## \[(\d+\.\d+\.\d+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest is not None and newest[1] == project == forge_core.__version__
+
+
+def test_forge_core_never_imports_ray_serve() -> None:
+    for file in (ROOT / "forge_core").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [f"{node.module}.{a.name}" for a in node.names] if isinstance(node, ast.ImportFrom) else []
+            assert not [name for name in names if name.startswith("ray.serve")], file
+
+
+def deployments() -> list[dict[str, Any]]:
+    return yaml.safe_load((ROOT / "deployments" / "prefect.yaml").read_text())["deployments"]
+
+
+@pytest.mark.parametrize("deployment", deployments(), ids=lambda d: f"{d['entrypoint'].split(':')[1]}/{d['name']}")
+def test_every_deployment_starts_a_flow_with_parameters_that_it_has(deployment: dict[str, Any]) -> None:
+    path, _, name = deployment["entrypoint"].partition(":")
+    flow = getattr(importlib.import_module(path.removesuffix(".py").replace("/", ".")), name)
+    parameters = set(inspect.signature(flow.fn).parameters)
+    given = set(deployment["parameters"])
+    for trigger in deployment.get("triggers", []):
+        given |= set(trigger["parameters"])
+    assert flow.name == name and given <= parameters
+
+
+def test_the_serve_configuration_has_no_unknown_keys() -> None:
+    from ray.serve.schema import DeploymentSchema, ServeApplicationSchema, ServeDeploySchema
+
+    from forge_core.deployment.serve_client import get_serve_client
+
+    config = get_serve_client(Settings()).compose([("flights", "1")], {"flights": {"champion": "1"}})
+    ServeDeploySchema.model_validate(config)
+
+    def unknown(value: dict[str, Any], schema: type[BaseModel]) -> set[str]:
+        return set(value) - set(schema.model_fields)
+
+    assert not unknown(config, ServeDeploySchema)
+    for app in config["applications"]:
+        assert not unknown(app, ServeApplicationSchema)
+        module, _, name = app["import_path"].partition(":")
+        assert callable(getattr(importlib.import_module(module), name))
+        for deployment in app["deployments"]:
+            assert not unknown(deployment, DeploymentSchema)
+    assert "variant-flights-v1" in [app["name"] for app in config["applications"]]
+
+
+def modules() -> Iterator[str]:
+    for found in pkgutil.walk_packages(forge_core.__path__, "forge_core."):
+        if not found.name.endswith("__main__"):
+            yield found.name
+
+
+@pytest.mark.parametrize("name", list(modules()))
+def test_the_examples_in_the_docstrings_work(name: str) -> None:
+    failures, _ = doctest.testmod(importlib.import_module(name))
+    assert failures == 0
