@@ -26,8 +26,9 @@ async def _crash(client: PrefectClient, run: FlowRun) -> bool:
 
 
 def _is_dead(run: FlowRun) -> bool:
+    # `1234` or `host:1234`, by Prefect's release; only the local pool's are processes of this machine.
     host, _, pid = (run.infrastructure_pid or "").rpartition(":")
-    if host != socket.gethostname() or not pid.isdigit():
+    if run.work_pool_name != "local" or host not in {"", socket.gethostname()} or not pid.isdigit():
         return False
     try:
         # An orphan that nobody collects stays a zombie, which a signal still reaches.

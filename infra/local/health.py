@@ -107,8 +107,9 @@ def unreported(run: Run) -> bool:
 
 
 def _process_gone(run: Run) -> bool:
+    # `1234` or `host:1234`, by Prefect's release.
     host, _, pid = (run["infrastructure_pid"] or "").rpartition(":")
-    return host == socket.gethostname() and pid.isdigit() and not family(int(pid))
+    return host in {"", socket.gethostname()} and pid.isdigit() and not family(int(pid))
 
 
 def _prefect(settings: Settings, _: float, timeout: float) -> str:
