@@ -18,7 +18,7 @@ from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from forge_core.errors import ForgeError
+from forge_core.errors import ConfigurationError, ForgeError
 from forge_core.settings import Settings
 from infra.local.prefect_api import PrefectApi, now
 from infra.local.processes import MemoryWatch
@@ -63,7 +63,14 @@ class Story:
 
 
 def run(settings: Settings) -> None:
-    """Play the story from an empty or an old home; leaves the stack running."""
+    """Play the story from its beginning and leave the stack running.
+
+    Raises
+    ------
+    ConfigurationError
+        When this home has a history of the model: the story would start in its middle.
+    """
+    _require_beginning(settings)
     story = Story(settings)
     started = time.monotonic()
     with MemoryWatch(settings.home) as memory:
@@ -86,6 +93,18 @@ def run(settings: Settings) -> None:
         with story.stage("Looking back", "Was the gate right in April? And the pictures."):
             _look_back(story, refused)
     _close(story, time.monotonic() - started, memory.peak_bytes)
+
+
+def _require_beginning(settings: Settings) -> None:
+    from forge_core.ledger import Ledger
+
+    if settings.ledger.startswith("sqlite") and not (settings.home / "ledger.db").exists():
+        return
+    if Ledger(settings.ledger).events(MODEL):
+        raise ConfigurationError(
+            f"{settings.home.resolve()} has a history of {MODEL} already, and the story starts without one; "
+            "remove it with `make clean`, or tell the story elsewhere with FORGE_HOME"
+        )
 
 
 def _train(story: Story, prefect: PrefectApi, until: str) -> None:
