@@ -16,4 +16,5 @@ def stack_settings(home: Path, free_ports: Callable[[int], list[int]]) -> Settin
     """Return settings for a stack beside any other on this machine."""
     names = ("api_port", "prefect_port", "mlflow_port", "ray_port", "dashboard_port")
     names += ("haproxy_metrics_port", "haproxy_stats_port")
-    return Settings(home=home, model="sample", **dict(zip(names, free_ports(len(names)), strict=True)))
+    # Said here, so that no variable of the surroundings can say otherwise.
+    return Settings(home=home, model="sample", tracking_uri="", **dict(zip(names, free_ports(len(names)), strict=True)))

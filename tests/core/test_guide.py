@@ -187,23 +187,20 @@ def test_experiment_tracking(names: dict[str, Any], tmp_path: Path, monkeypatch:
 
     from forge_core.models.model_trainer import get_model_trainer
 
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
-    try:
-        trainer = get_model_trainer("random_forest", {"n_estimators": 10, "random_state": 42})
-        trainer.train(names["X_train"], names["y_train"])
-        names |= {"mlflow": mlflow, "model_trainer": trainer, "get_model_trainer": get_model_trainer}
-        names |= {"y_pred": trainer.predict(names["X_test"]), "y_prob": trainer.predict_proba(names["X_test"])}
-        exec(TRACKING, names)
-        returned = names["train_model"](names["X_train"], names["y_train"], names["X_test"], names["y_test"])
-        manual = mlflow.search_runs(experiment_names=["model_comparison"]).iloc[0]
-        automatic = mlflow.search_runs(experiment_names=["model_training"]).iloc[0]
-        assert manual["params.n_estimators"] == "100" and manual["status"] == "FINISHED"
-        assert manual["metrics.accuracy"] == pytest.approx(names["metrics"]["accuracy"])
-        assert automatic["params.model_type"] == "random_forest"
-        assert automatic["metrics.accuracy"] == pytest.approx(returned["accuracy"])
-    finally:
-        mlflow.set_tracking_uri(before)
+    # The variable and not `set_tracking_uri`, which would leave the variable set for every later test.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    trainer = get_model_trainer("random_forest", {"n_estimators": 10, "random_state": 42})
+    trainer.train(names["X_train"], names["y_train"])
+    names |= {"mlflow": mlflow, "model_trainer": trainer, "get_model_trainer": get_model_trainer}
+    names |= {"y_pred": trainer.predict(names["X_test"]), "y_prob": trainer.predict_proba(names["X_test"])}
+    exec(TRACKING, names)
+    returned = names["train_model"](names["X_train"], names["y_train"], names["X_test"], names["y_test"])
+    manual = mlflow.search_runs(experiment_names=["model_comparison"]).iloc[0]
+    automatic = mlflow.search_runs(experiment_names=["model_training"]).iloc[0]
+    assert manual["params.n_estimators"] == "100" and manual["status"] == "FINISHED"
+    assert manual["metrics.accuracy"] == pytest.approx(names["metrics"]["accuracy"])
+    assert automatic["params.model_type"] == "random_forest"
+    assert automatic["metrics.accuracy"] == pytest.approx(returned["accuracy"])
 
 
 def test_drift_detection(names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
