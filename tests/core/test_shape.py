@@ -4,6 +4,7 @@ import ast
 import doctest
 import importlib
 import inspect
+import json
 import pkgutil
 import re
 import subprocess
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
-from pydantic import BaseModel
+from pydantic import AliasChoices, BaseModel
 
 import forge_core
 from forge_core.settings import Settings
@@ -29,7 +30,7 @@ NO_SETTINGS = {"FORGE_CHECKOUT"}
 def variable(name: str) -> str:
     field = Settings.model_fields[name]
     alias = field.validation_alias
-    return alias.choices[0] if alias is not None else f"FORGE_{name.upper()}"  # type: ignore[union-attr]
+    return str(alias.choices[0]) if isinstance(alias, AliasChoices) else f"FORGE_{name.upper()}"
 
 
 def test_env_example_and_settings_say_the_same() -> None:
@@ -48,7 +49,7 @@ def test_no_file_speaks_of_a_setting_that_does_not_exist() -> None:
     unknown = {
         (file, name)
         for file in tracked
-        if (ROOT / file).suffix in {".py", ".md", ".yaml", ".yml", ".toml", ".ipynb"} or "." not in file
+        if Path(file).suffix in {"", ".py", ".md", ".yaml", ".yml", ".toml", ".ipynb", ".example"}
         for name in re.findall(r"\bFORGE_[A-Z][A-Z_]*[A-Z]\b", (ROOT / file).read_text())
         if name not in known
     }
@@ -71,6 +72,50 @@ def test_every_import_and_link_in_the_words_resolves() -> None:
                 assert hasattr(importlib.import_module(module), name.strip()), (file.name, module, name)
         for target in re.findall(r"\]\((?!http)([^)#]+)", text):
             assert (file.parent / target).exists(), (file.name, target)
+
+
+def test_the_python_in_the_words_compiles() -> None:
+    for file in WORDS:
+        for block in re.findall(r"^```python\n(.*?)^```", file.read_text(), re.MULTILINE | re.DOTALL):
+            compile(block, str(file), "exec")
+
+
+def test_every_deployment_that_is_named_exists_and_has_the_parameters() -> None:
+    known = {f"{d['entrypoint'].split(':')[1]}/{d['name']}": d["entrypoint"] for d in deployments()}
+    seen = 0
+    for file in WORDS:
+        for name, rest in re.findall(r"prefect deployment run '([\w/]+)'([^`\n]*)", file.read_text()):
+            assert name in known, (file.name, name)
+            path, _, function = known[name].partition(":")
+            flow = getattr(importlib.import_module(path.removesuffix(".py").replace("/", ".")), function)
+            assert set(re.findall(r"-p (\w+)=", rest)) <= set(inspect.signature(flow.fn).parameters), (file.name, rest)
+            seen += 1
+    assert seen > 5
+
+
+def test_every_route_that_is_told_of_exists_and_the_other_way_round() -> None:
+    from serve_app.api import build_api
+
+    paths = build_api(None, trust_event_time=False).openapi()["paths"]  # type: ignore[arg-type]
+    routes = {path.replace("{model}", "{name}") for path in paths}
+    rows = re.findall(r"^\| (`(?:GET|POST) .*?) \|", (ROOT / "docs" / "serving.md").read_text(), re.MULTILINE)
+    told = {path for row in rows for path in re.findall(r"`(?:GET |POST )?(/[^`]*)`", row)}
+    assert told == routes
+
+
+def test_the_requests_in_the_words_fit_the_contracts() -> None:
+    from forge_core.data.flights import flights_contract
+    from forge_core.data.sample import sample_contract
+
+    seen = 0
+    for file in WORDS:
+        for body in re.findall(r"-d '(\{.*?\})'", file.read_text(), re.DOTALL):
+            features = json.loads(body)["features"]
+            contract = sample_contract() if "feature1" in features else flights_contract()
+            assert list(contract.check_row(features)) == contract.feature_columns
+            assert set(features) == set(contract.feature_columns)
+            seen += 1
+    assert seen >= 2
 
 
 def test_versions_agree() -> None:
