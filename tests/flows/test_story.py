@@ -188,7 +188,7 @@ def test_drift_and_lost_quality_start_a_retraining_by_themselves(
 ) -> None:
     start = datetime(2025, 3, 1, tzinfo=UTC)
     rows = generate_sample_data(3000, random_state=8, drift=2.0, start=start)
-    for hour, part in rows.groupby("event_time"):
+    for hour, part in rows.groupby(rows["event_time"].dt.floor("h")):
         moment = {"X-Forge-Event-Time": pd.Timestamp(hour).isoformat()}
         body = {"records": part[["feature1", "feature2"]].to_dict("records"), "request_ids": part["sample_id"].tolist()}
         assert api.post("/predict/batch", json=body, headers=moment).status_code == 200
