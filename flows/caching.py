@@ -15,7 +15,9 @@ from forge_core.training.lineage import code_hash
 
 def _key(context: Any, parameters: dict[str, Any]) -> str | None:
     # What a source holds is part of the key, so that a changed file is read again.
-    fingerprint = source_fingerprint(parameters["source"]) if "source" in parameters else None
+    fingerprint = source_fingerprint(parameters["source"]) if "source" in parameters else ""
+    if fingerprint is None:  # nobody can tell whether a database's rows changed: read them again
+        return None
     text = json.dumps([context.task.name, parameters, fingerprint, code_hash()], sort_keys=True, default=_plain)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -53,10 +53,9 @@ def monitor(model: str = "flights", now: str | None = None) -> dict[str, Any]:
 
 
 def _check(house: House, moment: datetime) -> Checkup | None:
-    live = read_state(house.ledger)[1]["models"].get(house.model)
-    if live is None:
+    version = read_state(house.ledger)[1]["models"].get(house.model, {}).get("champion")
+    if version is None:
         return None
-    version = live["champion"]
     with mirrored_version(house.storage, house.model, version) as folder:
         reference = ReferenceProfile.from_files(folder.reference_files)
         quality = {name: m.value for name, m in folder.evaluation.metrics.items()}

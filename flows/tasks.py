@@ -1,10 +1,13 @@
 """The steps of the flows: each calls one function of `forge_core` and leaves what there is to look at."""
 
+import json
 import logging
 import tempfile
+import time
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from prefect import task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
@@ -12,8 +15,12 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from flows.artifacts import leave_picture, leave_table, leave_text, slug
 from flows.caching import CACHED, REPEATED
 from flows.house import House, open_house
+from forge_core.data.data_report import data_figure, ingestion_markdown
 from forge_core.data.ingest import ingest
+from forge_core.data.versions import load_contract, load_sample
+from forge_core.errors import ModelError
 from forge_core.models.evaluation import Evaluation, Verdict
+from forge_core.models.target import infer_learning
 from forge_core.monitoring.drift_detection import FeatureDriftDetector
 from forge_core.monitoring.reports import drift_markdown
 from forge_core.policy import DataPolicy, GatePolicy
@@ -23,6 +30,7 @@ from forge_core.training import candidate
 from forge_core.training.candidate import Recipe
 from forge_core.training.datasets import SplitRequest, load_split
 from forge_core.training.lineage import code_commit, lock_hash
+from forge_core.training.trial_runs import Tracking
 from forge_core.training.tuning import search
 
 logger = logging.getLogger(__name__)
@@ -32,16 +40,33 @@ logger = logging.getLogger(__name__)
 def ingest_rows(model: str, source: str, policy: DataPolicy, since: str | None, until: str | None) -> dict[str, Any]:
     """Load, check against the contract, set bad rows aside, keep the good ones as a dataset version."""
     house = open_house(model)
-    version, checked = ingest(house.storage, source, policy, since=since, until=until, code_commit=code_commit())
-    logger.info("dataset=%s rows=%d set_aside=%d", version.id, version.n_rows, version.n_bad)
-    reasons = checked.quarantine.groupby(["column", "check"]).size().rename("rows").reset_index()
-    leave_text(
-        slug(model, "data"),
-        f"**{version.n_rows:,} rows** of `{source}` up to {until or 'now'} are dataset `{version.id}`; "
-        f"{version.n_bad:,} rows were set aside.\n\n" + (reasons.to_markdown(index=False) if len(reasons) else ""),
-        "Ingested rows and what the contract refused",
+    found = ingest(
+        house.storage, source, policy, since=since, until=until, code_commit=code_commit(), progress=_tell_rows()
     )
-    return {"dataset": version.id, "rows": version.n_rows, "set_aside": version.n_bad}
+    version = found.version
+    logger.info("dataset=%s rows=%d set_aside=%d", version.id, version.n_rows, found.n_bad)
+    sample, contract = load_sample(house.storage, version.id), load_contract(house.storage, version.id)
+    leave_text(slug(model, "data"), ingestion_markdown(found, sample, contract), "What was kept, what was set aside")
+    leave_picture(slug(model, "data-columns"), data_figure(sample, contract), f"Columns of {version.id}")
+    return {
+        "dataset": version.id,
+        "rows": version.n_rows,
+        "set_aside": found.n_bad,
+        "learning": infer_learning(sample[policy.target]),
+    }
+
+
+def _tell_rows(seconds: float = 10.0) -> Callable[[int], None]:
+    """Return a callback that logs the number of rows every so many seconds."""
+    told = time.monotonic()
+
+    def progress(n_rows: int) -> None:
+        nonlocal told
+        if time.monotonic() - told >= seconds:
+            told = time.monotonic()
+            logger.info("rows=%d", n_rows)
+
+    return progress
 
 
 @task(name="compare-with-training", **CACHED)
@@ -67,8 +92,9 @@ def search_parameters(
     fixed: dict[str, Any],
     start_from: dict[str, Any] | None,
     random_state: int,
+    task: Literal["auto", "classification", "regression"] = "auto",
 ) -> dict[str, Any]:
-    """Search hyperparameters with Ray Tune."""
+    """Search hyperparameters with Ray Tune; each trial is a child run of the model's experiment."""
     house = open_house(model)
     bar = create_progress_artifact(0.0, key=slug(model, "search"), description=f"{trials} trials")
 
@@ -80,15 +106,24 @@ def search_parameters(
         split,
         model_type=model_type,
         metric=metric,
+        task=task,
         trials=trials,
         fixed=fixed,
         start_from=start_from,
         random_state=random_state,
         address=house.ray_address,
         progress=progress,
+        tracking=Tracking(model, uri=house.settings.mlflow_url),
     )
-    table = [{**t["hyperparameters"], metric: round(t[metric], 5)} for t in found.trials]
-    leave_table(slug(model, "trials"), sorted(table, key=lambda row: row[metric]), f"Trials by validation {metric}")
+    if found.unsent_runs:
+        logger.warning("trials that MLflow does not have: %d", found.unsent_runs)
+    rows = found.table().sort_values(metric, ascending=found.mode == "min", na_position="last")
+    leave_table(
+        slug(model, "trials"),
+        json.loads(rows.round({metric: 5, "seconds": 1}).to_json(orient="records")),
+        f"Trials by validation {metric}, the best first",
+    )
+    leave_picture(slug(model, "search"), found.picture(), f"{metric} by trial")
     return {"hyperparameters": found.hyperparameters, "value": found.value, "trials": found.trials}
 
 
@@ -175,22 +210,32 @@ def register_version(
 
 @task(name="deploy", **REPEATED)
 def deploy_version(model: str, version: str, reason: str, at: datetime | None) -> dict[str, Any]:
-    """Bring a version live on Ray Serve without dropping a request."""
+    """Bring a version live on Ray Serve without dropping a request, once it answers as its own pipeline does."""
     from forge_core.deployment.go_live import go_live
 
     house = open_house(model)
-    return go_live(
-        house.storage,
-        house.ledger,
-        house.registry,
-        house.serve,
-        model,
-        version,
-        actor="train flow",
-        reason=reason,
-        at=at,
-        progress=logger.info,
-    )
+    try:
+        live = go_live(
+            house.storage,
+            house.ledger,
+            house.registry,
+            house.serve,
+            model,
+            version,
+            policy=house.policy,
+            actor="train flow",
+            reason=reason,
+            at=at,
+            progress=logger.info,
+        )
+    except ModelError as error:
+        if parity := error.context.get("parity"):
+            leave_table(slug(model, "parity"), parity["worst"], f"Version {version} was refused: worst replayed rows")
+        raise
+    if parity := live["parity"]:
+        figures = [{"figure": name, "value": value} for name, value in parity.items() if name != "worst"]
+        leave_table(slug(model, "parity"), figures, f"Version {version} over HTTP against its own pipeline")
+    return live
 
 
 def _leave_evaluation(house: House, recipe: Recipe, evaluation: Evaluation, verdict: Verdict) -> None:

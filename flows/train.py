@@ -84,6 +84,7 @@ def _train(
         test_share=data.test_share,
         random_state=policy.training.random_state,
     )
+    learning = rows["learning"] if policy.training.task == "auto" else policy.training.task
     compare_parts(model, split)
     found = search_parameters(
         model,
@@ -94,10 +95,9 @@ def _train(
         policy.training.hyperparameters,
         start_from,
         policy.training.random_state,
+        learning,
     )
-    recipe = Recipe(
-        split, policy.training.model_type, "classification", tuple(sorted(found["hyperparameters"].items()))
-    )
+    recipe = Recipe(split, policy.training.model_type, learning, tuple(sorted(found["hyperparameters"].items())))
     fit_winner(model, recipe)
     judged = evaluate_candidate(model, recipe, policy.gate, _incumbent(house, recipe))
     compile_pipeline(model, recipe, policy.gate.parity_tolerance)

@@ -5,12 +5,16 @@ error that names it. Units: shares in [0, 1], times in hours of event time unles
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from forge_core.errors import ConfigurationError
+
+MetricName = Literal[
+    "log_loss", "roc_auc", "accuracy", "brier", "precision", "recall", "f1", "rmse", "mae", "r2"
+]  # fmt: skip
 
 
 class _Section(BaseModel):
@@ -27,6 +31,10 @@ class DataPolicy(_Section):
     label_time_column: str | None = Field(None, description="When a row's label became known; never a feature.")
     contract: str | None = Field(None, description="Contract file (YAML); none: inferred from the training rows.")
     max_bad_share: float = Field(0.05, ge=0, le=1, description="Largest share of rows that the contract may refuse.")
+    max_bad_share_per_check: dict[str, float] = Field(
+        default_factory=dict,
+        description="Check (`is_number`) or column and check (`price is_number`) -> largest share.",
+    )
     validation_share: float = Field(0.15, gt=0, lt=0.5)
     test_share: float = Field(0.15, gt=0, lt=0.5, description="Newest share (by time) that the gate judges on.")
 
@@ -34,23 +42,59 @@ class DataPolicy(_Section):
 class TrainingPolicy(_Section):
     """What is searched, and how much."""
 
+    task: Literal["auto", "classification", "regression"] = Field("auto", description="auto: by the target's values.")
     model_type: str = Field("gradient_boosting", description="A key of forge_core.models.model_trainer.MODELS.")
     hyperparameters: dict[str, float | int | str | bool | None] = Field(default_factory=dict)
     trials: int = Field(8, ge=1, le=1000, description="Trials of the search.")
-    metric: Literal["log_loss", "roc_auc", "accuracy", "rmse", "mae", "r2"] = "log_loss"
+    metric: MetricName = "log_loss"
     random_state: int = 0
+
+
+class BehaviourTest(_Section):
+    """One thing that a model must do (Ribeiro et al. 2020, "Beyond Accuracy", the three kinds)."""
+
+    kind: Literal["invariance", "direction", "minimum"]
+    column: str | None = Field(None, description="Feature that is changed; for invariance and direction.")
+    value: float | str | bool | None = Field(None, description="What the feature becomes.")
+    add: float | None = Field(None, description="What is added to a number instead.")
+    rises: bool = Field(True, description="Direction: the score must not fall (true) or not rise (false).")
+    features: dict[str, Any] = Field(default_factory=dict, description="Minimum: the row to be scored.")
+    at_least: float | None = Field(None, description="Minimum: smallest score (the probability of the second class).")
+    at_most: float | None = Field(None, description="Minimum: largest score.")
+    tolerance: float = Field(1e-3, ge=0, description="Change of the score that does not count.")
+    share: float = Field(0.95, gt=0, le=1, description="Share of held-out rows that must behave so.")
+
+    @model_validator(mode="after")
+    def _complete(self) -> "BehaviourTest":
+        if self.kind == "minimum":
+            if not self.features or (self.at_least is None and self.at_most is None):
+                raise ValueError("a minimum test needs `features`, and `at_least` or `at_most`")
+        elif self.column is None or (self.value is None) == (self.add is None):
+            raise ValueError(f"a test of {self.kind} needs `column`, and either `value` or `add`")
+        return self
 
 
 class GatePolicy(_Section):
     """What a candidate must show before it goes live."""
 
-    metric: Literal["log_loss", "roc_auc", "accuracy", "rmse", "mae", "r2"] = "log_loss"
+    metric: MetricName = "log_loss"
     min_improvement: float = Field(
         0.0, description="Champion comparison: the lower bound of the paired improvement must exceed this."
     )
     confidence: float = Field(0.95, gt=0.5, lt=1)
-    floors: dict[str, float] = Field(default_factory=dict, description="Metric -> lowest acceptable value.")
+    floors: dict[str, float] = Field(
+        default_factory=dict,
+        description="Metric -> worst acceptable value, held against the unfavourable end of its interval.",
+    )
+    max_slice_loss: float | None = Field(
+        None, ge=0, description="By how much the metric of the worst slice may be worse than that of all rows."
+    )
+    max_latency_ms: float | None = Field(None, gt=0, description="Median time of the serving form for one row.")
+    behaviour: list[BehaviourTest] = Field(
+        default_factory=list, description="What the model must do, whatever its metrics."
+    )
     parity_tolerance: float = Field(1e-4, gt=0, description="Largest difference of probabilities, compiled to native.")
+    replay_rows: int = Field(200, ge=1, description="Held-out rows replayed over HTTP before a version goes live.")
     min_rows: int = Field(200, ge=1, description="Fewest held-out rows on which a verdict is given.")
 
 

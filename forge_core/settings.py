@@ -31,6 +31,9 @@ class Settings(BaseSettings):
     startup_timeout: float = Field(120.0, gt=0, description="Seconds that `make up` waits for each server.")
     model: str = Field("flights", description="Model that /predict and /model/info serve.")
     policy_file: Path = Field(Path("deployments/policy.yaml"), description="Gates, thresholds and limits, per model.")
+    catalogue_file: Path = Field(
+        Path("deployments/catalogue.yaml"), description="Names of data sources; the file may be absent."
+    )
     serve_file: Path = Field(Path("deployments/serve.yaml"), description="Pattern of the Serve applications.")
     storage_url: str = Field("", description="fsspec URL of datasets, windows and logs; empty: FORGE_HOME/storage.")
     ledger_url: str = Field("", description="SQLAlchemy URL of the ledger; empty: SQLite file in FORGE_HOME.")

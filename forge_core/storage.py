@@ -6,14 +6,22 @@ Writes are whole or not at all: a file appears under its name only once all its 
 
 import json
 import posixpath
+import shutil
+import tempfile
+import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import fsspec
 import pandas as pd
 
-from forge_core.errors import DataNotFound
+from forge_core.errors import ConfigurationError, DataNotFound
+
+# Drafts of writers that were killed are removed by later writers once they are so old.
+_DRAFT_SECONDS = 24 * 3600
 
 
 class Storage:
@@ -41,20 +49,44 @@ class Storage:
     def path(self, key: str) -> str:
         """Return the filesystem path of a key; keys never leave the root."""
         clean = posixpath.normpath(key)
-        if clean.startswith(("..", "/")):
-            raise ValueError(f"a storage key stays below the root, found {key!r}")
+        if ".." in key.split("/") or clean.startswith("/") or "\x00" in key:
+            raise ConfigurationError(f"expected a storage key that stays below {self.url}, found {key!r}")
         return f"{self.root}/{clean}"
 
     def write_bytes(self, key: str, data: bytes) -> None:
         """Write a whole file; readers see all of it or nothing."""
         path = self.path(key)
         self.fs.makedirs(posixpath.dirname(path), exist_ok=True)
-        if "file" not in self.fs.protocol:
+        if not self._is_local:
             self.fs.pipe_file(path, data)
             return
         draft = f"{posixpath.dirname(path)}/.{uuid.uuid4().hex}.draft"
         self.fs.pipe_file(draft, data)
         self.fs.mv(draft, path)
+
+    @contextmanager
+    def draft(self) -> Iterator[Path]:
+        """Give a folder on a local disk to write large files in; it goes with the context, kept files do not."""
+        folder = Path(self.root) / ".drafts" if self._is_local else Path(tempfile.gettempdir())
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob("forge-*.draft"):
+            if time.time() - old.stat().st_mtime > _DRAFT_SECONDS:
+                shutil.rmtree(old, ignore_errors=True)
+        own = Path(tempfile.mkdtemp(prefix="forge-", suffix=".draft", dir=folder))
+        try:
+            yield own
+        finally:
+            shutil.rmtree(own, ignore_errors=True)
+
+    def keep_file(self, key: str, file: Path) -> None:
+        """Move a file of a draft under its key, whole."""
+        path = self.path(key)
+        self.fs.makedirs(posixpath.dirname(path), exist_ok=True)
+        if self._is_local:
+            file.replace(path)
+        else:
+            self.fs.put_file(str(file), path)
+            file.unlink()
 
     def read_bytes(self, key: str) -> bytes:
         """Return a file's bytes, or raise DataNotFound naming the address."""
@@ -84,6 +116,10 @@ class Storage:
         with self.fs.open(self.path(key), "rb") as file:
             return pd.read_parquet(file, columns=columns)
 
+    @property
+    def _is_local(self) -> bool:
+        return "file" in self.fs.protocol
+
     def exists(self, key: str) -> bool:
         """Tell whether something is stored under the key."""
         return self.fs.exists(self.path(key))
@@ -93,4 +129,4 @@ class Storage:
         self.fs.invalidate_cache()
         found = self.fs.find(self.path(prefix))
         keys = [path[len(self.root) :].lstrip("/") for path in found]
-        return sorted(k for k in keys if k.endswith(suffix) and not k.endswith(".draft"))
+        return sorted(k for k in keys if k.endswith(suffix) and ".draft" not in k)

@@ -14,6 +14,10 @@ from serve_app.protocol import BatchRequest, FeedbackRequest, Label, PredictRequ
 from serve_app.router import Switchboard
 
 EventTime = Annotated[datetime | None, Header(alias="X-Forge-Event-Time", description="Honoured in the local profile.")]
+Version = Annotated[
+    str | None,
+    Header(alias="X-Forge-Version", min_length=1, max_length=64, description="Ask this version; see docs/serving.md."),
+]
 RequestId = Annotated[str | None, Header(alias="X-Request-ID", max_length=128)]
 
 
@@ -42,37 +46,46 @@ def build_api(board: Switchboard, *, trust_event_time: bool) -> FastAPI:
         return board.health()
 
     @api.get("/model/info")
-    async def model_info() -> dict[str, Any]:
-        return board.version_of(None).info
+    async def model_info(version: Version = None) -> dict[str, Any]:
+        return board.version_of(None, version).info
 
     @api.get("/models/{model}")
-    async def named_model_info(model: str) -> dict[str, Any]:
-        return board.version_of(model).info
+    async def named_model_info(model: str, version: Version = None) -> dict[str, Any]:
+        return board.version_of(model, version).info
 
     @api.post("/predict")
-    async def predict(body: PredictRequest, event: EventTime = None, request_id: RequestId = None) -> ORJSONResponse:
-        return await one(None, body, event, request_id)
+    async def predict(
+        body: PredictRequest, event: EventTime = None, request_id: RequestId = None, version: Version = None
+    ) -> ORJSONResponse:
+        return await one(None, body, event, request_id, version)
 
     @api.post("/models/{model}/predict")
     async def named_predict(
-        model: str, body: PredictRequest, event: EventTime = None, request_id: RequestId = None
+        model: str, body: PredictRequest, event: EventTime = None, request_id: RequestId = None, version: Version = None
     ) -> ORJSONResponse:
-        return await one(model, body, event, request_id)
+        return await one(model, body, event, request_id, version)
 
     async def one(
-        model: str | None, body: PredictRequest, event: datetime | None, request_id: str | None
+        model: str | None, body: PredictRequest, event: datetime | None, request_id: str | None, version: str | None
     ) -> ORJSONResponse:
         ids = [request_id] if request_id else None
-        replies = await board.predict(model, [body.features], ids, moment(event))
+        replies = await board.predict(model, [body.features], ids, moment(event), version)
         return ORJSONResponse(replies[0])
 
     @api.post("/predict/batch")
-    async def predict_batch(body: BatchRequest, event: EventTime = None) -> ORJSONResponse:
-        return ORJSONResponse({"predictions": await board.predict(None, body.records, body.request_ids, moment(event))})
+    async def predict_batch(body: BatchRequest, event: EventTime = None, version: Version = None) -> ORJSONResponse:
+        return await many(None, body, event, version)
 
     @api.post("/models/{model}/predict/batch")
-    async def named_predict_batch(model: str, body: BatchRequest, event: EventTime = None) -> ORJSONResponse:
-        replies = await board.predict(model, body.records, body.request_ids, moment(event))
+    async def named_predict_batch(
+        model: str, body: BatchRequest, event: EventTime = None, version: Version = None
+    ) -> ORJSONResponse:
+        return await many(model, body, event, version)
+
+    async def many(
+        model: str | None, body: BatchRequest, event: datetime | None, version: str | None
+    ) -> ORJSONResponse:
+        replies = await board.predict(model, body.records, body.request_ids, moment(event), version)
         return ORJSONResponse({"predictions": replies})
 
     @api.post("/feedback")

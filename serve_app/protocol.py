@@ -61,5 +61,6 @@ def problem(status: int, title: str, detail: str, **members: Any) -> JSONRespons
 def problem_of(error: ForgeError) -> JSONResponse:
     """Return the problem document of one of our errors."""
     status, title = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
-    members = {"errors": error.context["faults"]} if "faults" in error.context else {}
+    names = {"faults": "errors", "held": "held"}
+    members = {name: error.context[key] for key, name in names.items() if key in error.context}
     return problem(status, title, str(error), **members)

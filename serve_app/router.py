@@ -12,29 +12,11 @@ from typing import Any
 from ray import serve
 
 from forge_core import __version__
-from forge_core.data.contracts import Contract
-from forge_core.deployment.mirror import mirrored_version
-from forge_core.deployment.serve_client import variant_name
 from forge_core.errors import ModelNotFound, SchemaViolation, ServiceUnavailable
-from forge_core.statistics.quality import Task
 from forge_core.storage import Storage
-from serve_app.lanes import Lane
+from serve_app.live_version import LiveVersion, answer, checked_rows, load_live_version, watched
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class LiveVersion:
-    """What the router knows of a version: its contract, what /model/info says, and the lane to its variant."""
-
-    model: str
-    version: str
-    contract: Contract
-    columns: list[str]
-    task: Task
-    info: dict[str, Any]
-    example: dict[str, Any]
-    lane: Lane
 
 
 @dataclass
@@ -77,44 +59,54 @@ class Switchboard:
         self.storage = Storage(storage_url)
         self.default_model, self.window_hours = default_model, window_hours
         self.live: dict[str, LiveVersion] = {}
+        self.held: dict[str, dict[str, LiveVersion]] = {}
+        self._routing = asyncio.Lock()
         self.journal = Journal()
         self._shipping: asyncio.Task[None] | None = None
 
     async def route(self, table: dict[str, dict[str, str]]) -> None:
-        """Load what is new beside what is live, then swap in one assignment."""
-        live = {}
-        for model, entry in table.items():
-            current = self.live.get(model)
-            same = current is not None and current.version == entry["champion"]
-            live[model] = current if same and current else await asyncio.to_thread(self._load, model, entry["champion"])
-        self.live = live
-        logger.info("routing %s", {m: v.version for m, v in live.items()})
+        """Load what is new beside what is held, then swap at once.
+
+        A model's row names its champion, which gets the traffic, and its candidate, which answers only who asks
+        for that version.
+        """
+        async with self._routing:
+            held = {model: await self._hold(model, row) for model, row in table.items()}
+            champions = {m: held[m][row["champion"]] for m, row in table.items() if "champion" in row}
+            self.held, self.live = held, champions
+        logger.info("routing %s holding %s", self._versions(), {m: sorted(v) for m, v in held.items()})
+
+    async def _hold(self, model: str, row: dict[str, str]) -> dict[str, LiveVersion]:
+        current = self.held.get(model, {})
+        versions: dict[str, LiveVersion] = {}
+        for role, version in row.items():
+            try:
+                if version not in current:
+                    current = {**current, version: await asyncio.to_thread(self._load, model, version)}
+                versions[version] = current[version]
+            except Exception:
+                if role == "champion":
+                    raise
+                # The deployment that tries it will hear that it is not held; what is live must not suffer.
+                logger.exception("candidate not loaded model=%s version=%s", model, version)
+        return versions
 
     def _load(self, model: str, version: str) -> LiveVersion:
-        with mirrored_version(self.storage, model, version) as folder:
-            contract, example = folder.contract, folder.input_example
-            info = {
-                "name": model,
-                "version": version,
-                "task": folder.task,
-                "features": {c: contract.kinds[c] for c in contract.feature_columns},
-                "serves": folder.compiled,
-                "metrics": {name: m.to_dict() for name, m in folder.evaluation.metrics.items()},
-                "features_hash": folder.features_hash,
-                "lineage": folder.lineage,
-                "example": {"features": example},
-            }
-            task = folder.task
-        handle = serve.get_app_handle(variant_name(model, version))
+        return load_live_version(self.storage, model, version)
 
-        async def send(rows: list[Any]) -> Sequence[Any]:
-            return await handle.score.remote(rows)
+    def version_of(self, model: str | None, version: str | None = None) -> LiveVersion:
+        """Return the live version of a model (the default one for None), or the named one of those held.
 
-        return LiveVersion(model, version, contract, contract.feature_columns, task, info, example, Lane(send))
-
-    def version_of(self, model: str | None) -> LiveVersion:
-        """Return the live version of a model, the default one for None."""
+        Raises
+        ------
+        ServiceUnavailable
+            When the default model has no live version yet.
+        ModelNotFound
+            For another model without one, and for a version that is not held; lists what is.
+        """
         name = model or self.default_model
+        if version is not None:
+            return self._held_version(name, version)
         if name in self.live:
             return self.live[name]
         if name == self.default_model:
@@ -123,14 +115,34 @@ class Switchboard:
             )
         raise ModelNotFound(f"no live model {name!r}; live: {', '.join(sorted(self.live)) or 'none'}")
 
+    def _held_version(self, model: str, version: str) -> LiveVersion:
+        held = self.held.get(model, {})
+        if version in held:
+            return held[version]
+        champion = self._versions().get(model)
+        told = ", ".join(f"{v} ({'champion' if v == champion else 'candidate'})" for v in sorted(held))
+        raise ModelNotFound(
+            f"version {version[:64]!r} of {model!r} is not held here; held: {told or 'none'}",
+            context={"held": sorted(held)},
+        )
+
+    def _versions(self) -> dict[str, str]:
+        return {model: live.version for model, live in self.live.items()}
+
     async def predict(
         self,
         model: str | None,
         records: Sequence[dict[str, Any]],
         request_ids: Sequence[str] | None = None,
         event_time: datetime | None = None,
+        version: str | None = None,
     ) -> list[dict[str, Any]]:
         """Return one reply a record (all of one version), and journal the rows.
+
+        Parameters
+        ----------
+        version : str, optional
+            Ask this version, not the live one. Such rows are a trial: neither logged nor watched.
 
         Raises
         ------
@@ -138,8 +150,8 @@ class Switchboard:
             Names every faulty field, and in a batch its row.
         """
         started = time.perf_counter()
-        live = self.version_of(model)
-        rows = _checked(live, records)
+        live = self.version_of(model, version)
+        rows = checked_rows(live, records)
         ids = list(request_ids) if request_ids is not None else [str(_uuid7()) for _ in records]
         if len(ids) != len(rows):
             raise SchemaViolation(f"expected one request id a record, found {len(ids)} for {len(rows)} records")
@@ -148,7 +160,7 @@ class Switchboard:
         received = datetime.now(UTC)
         replies, entries = [], []
         for request_id, row, score in zip(ids, rows, scores, strict=True):
-            prediction, probability = _answer(live.task, score)
+            prediction, probability = answer(live, score)
             replies.append(
                 {
                     "prediction": prediction,
@@ -160,12 +172,25 @@ class Switchboard:
                 }
             )
             entries.append(
-                (request_id, event_time or received, received, live.version, "champion", prediction, score, *row)
+                (
+                    request_id,
+                    event_time or received,
+                    received,
+                    live.version,
+                    "champion",
+                    prediction,
+                    watched(score),
+                    *row,
+                )
             )
+        if version is None:
+            self._keep(live, entries)
+        return replies
+
+    def _keep(self, live: LiveVersion, entries: list[tuple[Any, ...]]) -> None:
         self.journal.add(live, entries)
         if self._shipping is None or self._shipping.done():
             self._shipping = asyncio.ensure_future(self._ship())
-        return replies
 
     async def _ship(self) -> None:
         await asyncio.sleep(0.05)  # let a handful of replies gather; nobody waits for this
@@ -196,29 +221,10 @@ class Switchboard:
         return {**counts, "waiting_in_router": self.journal.waiting, "dropped_by_router": self.journal.dropped}
 
     def health(self) -> dict[str, Any]:
-        """Return that we are alive, and what is live."""
-        return {"status": "ok", "version": __version__, "models": {m: v.version for m, v in self.live.items()}}
-
-
-def _checked(live: LiveVersion, records: Sequence[dict[str, Any]]) -> list[tuple[Any, ...]]:
-    rows, faults = [], []
-    for number, record in enumerate(records):
-        try:
-            row = live.contract.check_row(record)
-            rows.append(tuple(row[c] for c in live.columns))
-        except SchemaViolation as error:
-            faults += [{**fault, **({"row": number} if len(records) > 1 else {})} for fault in error.context["faults"]]
-    if faults:
-        shown = "; ".join(f"{f['field']}: {f['reason']}" for f in faults[:5])
-        raise SchemaViolation(f"{len(faults)} faults: {shown}", context={"faults": faults[:100]})
-    return rows
-
-
-def _answer(task: Task, score: float) -> tuple[float | int, float | None]:
-    """Return (prediction, probability of the predicted class or None for regression)."""
-    if task == "regression":
-        return score, None
-    return (1, score) if score >= 0.5 else (0, 1.0 - score)
+        """Return that we are alive, what is live, and what is on trial."""
+        live = self._versions()
+        trial = {m: v for m, versions in self.held.items() for v in versions if v != live.get(m)}
+        return {"status": "ok", "version": __version__, "models": live, "candidates": trial}
 
 
 def _uuid7() -> uuid.UUID:

@@ -4,10 +4,14 @@ A cell that is not of its column's kind becomes missing and is reported; it neve
 (one stray word turns a whole CSV column into text).
 """
 
+from collections.abc import Hashable
+from decimal import Decimal
 from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 Kind = Literal["number", "integer", "category", "boolean", "datetime"]
@@ -15,8 +19,11 @@ Kind = Literal["number", "integer", "category", "boolean", "datetime"]
 # Beyond this a number is infinite for a model, which computes in float32.
 LARGEST = float(np.finfo(np.float32).max)
 
-# A text column with at least this share of numbers is a number column with some unreadable cells.
-_MOSTLY = 0.9
+# Beyond this, float64 no longer tells neighbouring integers apart, and int64 ends soon.
+_LARGEST_INTEGER = 2.0**63
+
+# A text of more characters is no category: somebody's file, or a quote that was never closed.
+LONGEST = 100_000
 
 
 class Coerced(NamedTuple):
@@ -35,20 +42,6 @@ def kind_of_dtype(dtype: object) -> Kind:
     return "category"
 
 
-def kind_of_column(values: pd.Series) -> Kind:
-    """Return the kind that a column's cells show; text that is numbers but for a few cells counts as numbers."""
-    if values.dtype != object and not pd.api.types.is_string_dtype(values.dtype):
-        return kind_of_dtype(values.dtype)
-    present = values.dropna()
-    if len(present) and present.map(lambda v: isinstance(v, bool | np.bool_)).all():
-        return "boolean"
-    if not len(present):
-        return "category"
-    share = 1.0 - _to_number(present).bad.mean()
-    # Text in which every cell is a number was text on purpose: codes with leading zeros, years as labels.
-    return "number" if _MOSTLY <= share < 1 or (share == 1 and not _any_text(present)) else "category"
-
-
 def coerce(values: pd.Series, kind: Kind) -> Coerced:
     """Return the column as `kind`, with every cell that is not of that kind missing and marked.
 
@@ -57,7 +50,7 @@ def coerce(values: pd.Series, kind: Kind) -> Coerced:
     values : Series, shape (n_rows,)
         Any dtype. Empty text counts as missing in all kinds but category.
     kind : Kind
-        Numbers become float64, integers int64 (float64 where some are missing), categories `str`, booleans
+        Numbers become float64, integers int64 (`Int64` where some are missing), categories `str`, booleans
         bool (`boolean` where some are missing), datetimes UTC in microseconds; naive ones are taken as UTC.
     """
     coerced = {
@@ -94,64 +87,111 @@ _KIND_OF_NAME: dict[str, Kind] = {
 
 
 def _to_number(values: pd.Series) -> Coerced:
-    present = values.notna().to_numpy()
     kind = None if _is_textual(values) else kind_of_dtype(values.dtype)
     if kind in ("number", "integer"):
-        return Coerced(values.astype("float64"), np.zeros(len(values), bool))
+        return Coerced(values.astype("float64"), _none(values))
+    present = values.notna().to_numpy()
     if kind is not None:
         return Coerced(pd.Series(np.nan, index=values.index), present)
-    strange = values.map(lambda v: not isinstance(v, str | int | float | np.number) or isinstance(v, bool | np.bool_))
-    strange = strange.to_numpy(bool) & present if values.dtype == object else np.zeros(len(values), bool)
-    blank = values.map(lambda v: isinstance(v, str) and not v.strip()).to_numpy(bool)
+    if (numbers := _cast(values, pa.float64())) is not None and not numbers.eq(np.inf).any():
+        return Coerced(numbers, _none(values))
+    strange = _none(values)
+    if values.dtype == object:
+        readable = values.map(lambda v: isinstance(v, str | int | float | np.number | Decimal) and type(v) is not bool)
+        strange = ~readable.to_numpy(bool) & present
+    blank = _blank(values)
     numbers = pd.to_numeric(values.astype(object).mask(strange | blank), errors="coerce").astype("float64")
     return Coerced(numbers, (present & ~blank & numbers.isna().to_numpy()) | strange)
 
 
 def _to_integer(values: pd.Series) -> Coerced:
-    if pd.api.types.is_integer_dtype(values.dtype) and not values.hasnans:
-        return Coerced(values.astype("int64"), np.zeros(len(values), bool))
+    if pd.api.types.is_integer_dtype(values.dtype):
+        return Coerced(values.astype("Int64" if values.hasnans else "int64"), _none(values))
+    if _is_textual(values) and (whole := _cast(values, pa.int64())) is not None:
+        return Coerced(whole, _none(values))
     numbers, bad = _to_number(values)
-    fraction = (numbers.notna() & (~np.isfinite(numbers) | (numbers % 1 != 0))).to_numpy()
+    fraction = (numbers.notna() & ~(numbers.abs() < _LARGEST_INTEGER) | (numbers % 1 != 0) & numbers.notna()).to_numpy()
     numbers = numbers.mask(fraction)
-    return Coerced(numbers if numbers.hasnans else numbers.astype("int64"), bad | fraction)
+    return Coerced(numbers.astype("Int64" if numbers.hasnans else "int64"), bad | fraction)
 
 
 def _to_category(values: pd.Series) -> Coerced:
-    present = values.notna().to_numpy()
     if isinstance(values.dtype, pd.CategoricalDtype) or (values.dtype != object and _is_textual(values)):
-        return Coerced(values.astype("str"), np.zeros(len(values), bool))
-    bad = present & ~values.map(lambda v: isinstance(v, str)).to_numpy(bool)
+        texts = values if values.dtype == "str" else values.astype("str")
+        long = (texts.str.len() > LONGEST).to_numpy(bool)
+        return Coerced(texts.mask(long) if long.any() else texts, long)
+    present = values.notna().to_numpy()
+    bad = present & ~values.map(lambda v: isinstance(v, str) and len(v) <= LONGEST).to_numpy(bool)
     return Coerced(values.astype(object).mask(bad | ~present).astype("str"), bad)
 
 
 def _to_boolean(values: pd.Series) -> Coerced:
     if values.dtype == bool:
-        return Coerced(values, np.zeros(len(values), bool))
-    present = values.notna().to_numpy() & (values.astype(object) != "").to_numpy(bool)
-    plain = values.astype(object).map(lambda v: v.strip().lower() if isinstance(v, str) else v)
-    flags = plain.map({True: True, False: False, "true": True, "false": False}).astype("boolean")
-    bad = present & flags.isna().to_numpy()
-    return Coerced(flags if flags.hasnans else flags.astype(bool), bad)
+        return Coerced(values, _none(values))
+    if values.dtype == object:
+        values = values.map(lambda v: v if isinstance(v, Hashable) else str(v))
+    codes, levels = pd.factorize(values)
+    plain = [v.strip().lower() if isinstance(v, str) else v for v in levels]
+    known = {True: True, False: False, "true": True, "false": False}
+    flags = pd.array([known.get(v) for v in plain] + [None], dtype="boolean")
+    wrong = np.array([v not in known and v != "" for v in plain] + [False])
+    cells = pd.Series(flags[codes], index=values.index, name=values.name)
+    return Coerced(cells if cells.hasnans else cells.astype(bool), wrong[codes])
 
 
 def _to_datetime(values: pd.Series) -> Coerced:
     present = values.notna().to_numpy()
     if _is_textual(values):
-        blank = values.map(lambda v: isinstance(v, str) and not v.strip()).to_numpy(bool)
-        strange = values.map(lambda v: isinstance(v, int | float | bool | np.number)).to_numpy(bool) & present
-        times = pd.to_datetime(values.astype(object).mask(strange | blank), errors="coerce", utc=True, format="ISO8601")
+        blank = _blank(values)
+        strange = _none(values)
+        if values.dtype == object:
+            strange = values.map(lambda v: isinstance(v, int | float | bool | np.number)).to_numpy(bool) & present
+        cells = values.mask(strange | blank) if (strange | blank).any() else values
+        times = pd.to_datetime(cells, errors="coerce", utc=True, format="ISO8601")
         return Coerced(times.astype("datetime64[us, UTC]"), present & ~blank & times.isna().to_numpy())
     if kind_of_dtype(values.dtype) != "datetime":
         return Coerced(pd.Series(pd.NaT, index=values.index, dtype="datetime64[us, UTC]"), present)
     times = pd.to_datetime(values, utc=True)
-    return Coerced(times.astype("datetime64[us, UTC]"), np.zeros(len(values), bool))
+    return Coerced(times.astype("datetime64[us, UTC]"), _none(values))
+
+
+def _cast(values: pd.Series, to: pa.DataType) -> pd.Series | None:
+    """Return text cells as numbers of an Arrow type, blank ones missing; None where any cell is no such number."""
+    if values.dtype == object:
+        return None
+    texts = pa.array(values, from_pandas=True)
+    if pa.types.is_integer(to) and pc.any(pc.match_substring(texts, "x", ignore_case=True)).as_py():
+        return None  # Arrow reads 0x10 as a number
+    numbers = _cast_all(texts, to)
+    if numbers is None:
+        trimmed = pc.utf8_trim_whitespace(texts)
+        numbers = _cast_all(pc.if_else(pc.equal(trimmed, ""), pa.scalar(None, texts.type), trimmed), to)
+    if numbers is None or (pa.types.is_floating(to) and pc.any(pc.is_nan(numbers)).as_py()):
+        return None
+    if pa.types.is_floating(to):
+        return pd.Series(numbers.to_numpy(zero_copy_only=False), index=values.index, name=values.name)
+    dtype = "Int64" if numbers.null_count else "int64"
+    return pd.Series(numbers.to_pandas(integer_object_nulls=True), index=values.index, name=values.name).astype(dtype)
+
+
+def _cast_all(texts: pa.Array, to: pa.DataType) -> pa.Array | None:
+    try:
+        return pc.cast(texts, to)
+    except pa.ArrowInvalid:
+        return None
+
+
+def _blank(values: pd.Series) -> NDArray[np.bool_]:
+    if values.dtype != object and _is_textual(values):
+        return (values.str.strip() == "").to_numpy(bool, na_value=False)
+    return values.map(lambda v: isinstance(v, str) and not v.strip()).to_numpy(bool)
+
+
+def _none(values: pd.Series) -> NDArray[np.bool_]:
+    return np.zeros(len(values), bool)
 
 
 def _is_textual(values: pd.Series) -> bool:
     return values.dtype == object or (
         pd.api.types.is_string_dtype(values.dtype) and not isinstance(values.dtype, pd.CategoricalDtype)
     )
-
-
-def _any_text(values: pd.Series) -> bool:
-    return values.dtype != object or bool(values.map(lambda v: isinstance(v, str)).any())

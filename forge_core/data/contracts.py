@@ -5,32 +5,24 @@ contract's types. `Contract.check_row` takes one request's features (serving).
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pandera.io.pandas_io as pandera_io
 import pandera.pandas as pa
 import yaml
 
-from forge_core.data.coercion import LARGEST, Coerced, Kind, coerce, found_type, kind_of_column, kind_of_dtype
-from forge_core.data.quarantine import QUARANTINE_COLUMNS, CheckedRows, list_faults, spend_budget
+from forge_core.data.checking import DTYPES, Checker
+from forge_core.data.coercion import Kind, kind_of_dtype
+from forge_core.data.kinds import tally_kinds
+from forge_core.data.quarantine import BadRowBudget, CheckedRows
 from forge_core.data.row_checks import FieldRule, check_fields, describe_check, field_rule
-from forge_core.errors import ConfigurationError, SchemaViolation
+from forge_core.errors import ConfigurationError, EmptyData, SchemaViolation
 
-# From this share of cells of another kind on, the column changed; below it, single cells are bad.
-WHOLESALE = 0.5
-
-DTYPES: dict[Kind, str] = {
-    "number": "float64",
-    "integer": "int64",
-    "category": "str",
-    "boolean": "bool",
-    "datetime": "datetime64[us, UTC]",
-}
+ROLES = ("target", "key", "time", "label_time")
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +77,7 @@ class Contract:
 
     def to_yaml(self) -> str:
         """Return the contract as YAML with two parts: `roles`, and `schema` in Pandera's own format."""
-        roles = {"target": self.target, "key": self.key, "time": self.time, "label_time": self.label_time}
+        roles = {role: getattr(self, role) for role in ROLES}
         schema = yaml.safe_load(pandera_io.to_yaml(self.schema))
         return yaml.safe_dump({"roles": roles, "schema": schema}, sort_keys=False)
 
@@ -134,28 +126,37 @@ class Contract:
         TooManyBadRows
             Names the counts and the worst columns.
         """
-        rows = frame.reset_index(drop=True)
-        coerced = self._coerce(rows)
-        typed = pd.DataFrame({name: column.values for name, column in coerced.items()}, index=rows.index)
-        faults = pd.concat(
-            [*self._type_faults(rows, coerced), self._rule_faults(rows, typed)], ignore_index=True
-        ).drop_duplicates(["row_number", "column"])
-        faults = faults.sort_values(["row_number", "column"], kind="stable", ignore_index=True)
-        keys = rows[self.key] if self.key else rows.index.to_series()
-        faults.insert(0, "row_key", keys.iloc[faults["row_number"]].astype(str).to_numpy())
-        bad = np.zeros(len(rows), bool)
-        bad[faults["row_number"]] = True
-        spend_budget(faults, int(bad.sum()), len(rows), max_bad_share)
-        good = rows.assign(**typed)[~bad]
-        for name, column in self.schema.columns.items():
-            if not column.nullable and name in good:
-                good[name] = good[name].astype(DTYPES[self.kinds[name]])
-        good.index = frame.index[~bad]
-        return CheckedRows(good, faults[QUARANTINE_COLUMNS], len(rows), int(bad.sum()))
+        checker = Checker(self)
+        batch = checker.check(frame)
+        checker.finish(BadRowBudget(max_bad_share))
+        return CheckedRows(batch.good, batch.faults, checker.n_rows, checker.n_bad)
+
+    def changes_since(self, before: "Contract") -> list[str]:
+        """Return in words what is asked now and was not before, and the other way round; empty for no change."""
+        told = [
+            f"{role}: {_named(old)} became {_named(new)}"
+            for role in ROLES
+            if (old := getattr(before, role)) != (new := getattr(self, role))
+        ]
+        ours, theirs = self.schema.columns, before.schema.columns
+        told += [f"{name}: no longer asked for (was {before.describe(name)})" for name in theirs if name not in ours]
+        told += [f"{name}: new, {self.describe(name)}" for name in ours if name not in theirs]
+        for name in ours:
+            if name in theirs and (old := before.describe(name)) != (new := self.describe(name)):
+                told.append(f"{name}: {old} became {new}")
+        return told
+
+    def describe(self, column: str) -> str:
+        """Return in words what one column must be, as in "number, at least 0, may be missing"."""
+        asked = self.schema.columns[column]
+        parts = [self.kinds[column], *(describe_check(check) for check in asked.checks)]
+        parts += ["may be missing"] * asked.nullable + ["no value twice"] * asked.unique
+        parts += ["column may be absent"] * (not asked.required)
+        return ", ".join(parts)
 
     @property
     def _special(self) -> list[str]:
-        return [c for c in (self.target, self.key, self.time, self.label_time) if c]
+        return [column for role in ROLES if (column := getattr(self, role))]
 
     @cached_property
     def _rules(self) -> dict[str, FieldRule]:
@@ -165,103 +166,63 @@ class Contract:
     def _feature_rules(self) -> list[FieldRule]:
         return [self._rules[name] for name in self.feature_columns]
 
-    @cached_property
-    def _checker(self) -> pa.DataFrameSchema:
-        # Types are settled cell by cell before Pandera looks, so it has only values to judge.
-        return pa.DataFrameSchema(
-            {
-                name: pa.Column(None, c.checks, nullable=c.nullable, unique=c.unique, required=c.required)
-                for name, c in self.schema.columns.items()
-            }
-        )
-
-    def _coerce(self, rows: pd.DataFrame) -> dict[str, Coerced]:
-        faults = [
-            {"column": c, "expected": self.kinds[c], "found": "twice", "count": int((rows.columns == c).sum())}
-            for c in self.schema.columns
-            if (rows.columns == c).sum() > 1
-        ]
-        faults += [
-            {"column": name, "expected": self.kinds[name], "found": "missing", "count": len(rows)}
-            for name, column in self.schema.columns.items()
-            if column.required and name not in rows
-        ]
-        coerced: dict[str, Coerced] = {}
-        for name in self.schema.columns if not faults else []:
-            if name in rows:
-                column = coerced[name] = coerce(rows[name], self.kinds[name])
-                n_bad, present = int(column.bad.sum()), int(rows[name].notna().sum())
-                if present and n_bad / present > WHOLESALE:
-                    found = found_type(rows[name], column.bad)
-                    faults.append({"column": name, "expected": self.kinds[name], "found": found, "count": n_bad})
-        if faults:
-            told = "; ".join(
-                f"column {f['column']!r}: expected {f['expected']}, found {f['found']} ({f['count']:,} rows)"
-                for f in faults
-            )
-            raise SchemaViolation(
-                f"{told}; repair the source, or change the contract on purpose", context={"faults": faults}
-            )
-        return coerced
-
-    def _type_faults(self, rows: pd.DataFrame, coerced: Mapping[str, Coerced]) -> list[pd.DataFrame]:
-        found = []
-        for name, (values, bad) in coerced.items():
-            kind = self.kinds[name]
-            found.append(list_faults(rows, name, np.flatnonzero(bad), f"is_{kind}", f"expected {kind}"))
-            if kind == "number":
-                infinite = np.flatnonzero(values.abs().to_numpy() > LARGEST)
-                found.append(list_faults(rows, name, infinite, "is_finite", "expected a finite number"))
-        return found
-
-    def _rule_faults(self, rows: pd.DataFrame, typed: pd.DataFrame) -> pd.DataFrame:
-        try:
-            self._checker.validate(typed, lazy=True)
-            return list_faults(rows, "", np.array([], int), "", "")
-        except pa.errors.SchemaErrors as error:
-            cases = error.failure_cases
-        found = []
-        for (name, check), group in cases.groupby(["column", "check"], sort=False):
-            numbers = group["index"].to_numpy(int)
-            if check == "field_uniqueness":
-                # The first row of a key stays, as everywhere in the house.
-                numbers = np.flatnonzero(typed[name].duplicated() & typed[name].notna())
-            words = {str(c.error): describe_check(c) for c in self.schema.columns[name].checks}
-            words |= {"not_nullable": "a value", "field_uniqueness": "a value that no earlier row has"}
-            found.append(list_faults(rows, name, numbers, check, f"expected {words.get(check, check)}"))
-        return pd.concat(found, ignore_index=True)
-
 
 def infer_contract(
-    frame: pd.DataFrame,
+    rows: pd.DataFrame | Iterable[pd.DataFrame],
     *,
     target: str | None = None,
     key: str | None = None,
     time: str | None = None,
     label_time: str | None = None,
+    untyped: bool = False,
 ) -> Contract:
     """Return the contract that the rows show: each column's kind, and whether a cell may be missing.
 
     Numbers get no bounds and categories stay open, since what a sample lacks is not wrong. The target is
     required, the key required and unique.
 
+    Parameters
+    ----------
+    rows : DataFrame or iterable of DataFrames
+        All rows, at once or in batches.
+    untyped : bool
+        Every cell is text, as CSV has it, and is judged by what it reads as.
+
     Raises
     ------
     SchemaViolation
-        When a column with a role is not in the frame.
+        When a column with a role is not in the rows, or a column is there twice.
+    EmptyData
+        When there are no rows.
     """
     special = {"target": target, "key": key, "time": time, "label_time": label_time}
-    if missing := {role: c for role, c in special.items() if c and c not in frame}:
+    batches = [rows] if isinstance(rows, pd.DataFrame) else rows
+    tallies = tally_kinds(map(_without_twins, batches), untyped=untyped)
+    if not tallies:
+        raise EmptyData("expected rows to infer a contract from, found none")
+    if missing := {role: c for role, c in special.items() if c and c not in tallies}:
         told = ", ".join(f"{c!r} ({role})" for role, c in missing.items())
         raise SchemaViolation(
-            f"expected the columns {told}, found {', '.join(map(str, frame.columns))}; correct the names in the policy",
+            f"expected the columns {told}, found {', '.join(tallies)}; correct the names in the policy",
             context={"missing": sorted(missing.values())},
         )
-    kinds: dict[str, Kind] = {str(name): kind_of_column(frame[name]) for name in frame.columns}
-    kinds |= {name: "datetime" for name in (time, label_time) if name}
     columns = {}
-    for name, kind in kinds.items():
-        nullable = bool(frame[name].isna().any()) and name not in (target, key, time)
+    for name, tally in tallies.items():
+        kind: Kind = "datetime" if name in (time, label_time) else tally.kind
+        nullable = tally.nullable and name not in (target, key, time)
         dtype = "float64" if nullable and kind == "integer" else "boolean" if nullable and kind == "boolean" else None
         columns[name] = pa.Column(dtype or DTYPES[kind], nullable=nullable, unique=name == key)
     return Contract(pa.DataFrameSchema(columns), **special)
+
+
+def _without_twins(batch: pd.DataFrame) -> pd.DataFrame:
+    if twins := sorted({str(c) for c in batch.columns[batch.columns.duplicated()]}):
+        raise SchemaViolation(
+            f"expected every column once, found {', '.join(twins)} more than once; rename them in the source",
+            context={"columns": twins},
+        )
+    return batch
+
+
+def _named(column: str | None) -> str:
+    return repr(column) if column else "none"

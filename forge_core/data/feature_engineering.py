@@ -5,7 +5,6 @@ All arithmetic is float32, so that the same steps as an ONNX graph give the same
 
 import hashlib
 import json
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,18 +15,21 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
+from forge_core.data.coercion import LARGEST
 from forge_core.data.encoding import (
     InputKind,
     as_floats,
     encode_column,
-    input_kind,
     learn_column,
+    n_outputs,
     output_names,
     scaled_outputs,
 )
-from forge_core.errors import ConfigurationError, DataNotFound, SchemaViolation, UnreadableData
+from forge_core.data.feature_choice import check_unique, choose_features
+from forge_core.errors import DataNotFound, EmptyData, SchemaViolation, UnreadableData
 
-_TARGET_NAMES = ("target", "label")
+# So many rows are encoded at a time: their part of the matrix stays in the processor's cache while columns fill it.
+_CHUNK = 16_384
 _PARAMETERS = (
     "categorical_features", "numerical_features", "target", "max_one_hot", "max_levels", "scale",
 )  # fmt: skip
@@ -43,6 +45,9 @@ class FeatureEngineer(TransformerMixin, BaseEstimator):
         numbers, text and categories are categories, datetimes give hour, weekday and month in UTC).
     target : str, optional
         The target's column, which is then refused as a feature.
+    key : str or list of str, optional
+        Columns that name rows, which are then refused as features. Without it, names like `id` and `order_id`
+        are warned about, as is, in any case, text of which nearly every row has another.
     max_one_hot : int
         Categories with at most so many levels become one column a level.
     max_levels : int
@@ -53,10 +58,12 @@ class FeatureEngineer(TransformerMixin, BaseEstimator):
     Attributes
     ----------
     columns_ : list of dict
-        One dict per input column, in the order of the outputs:
+        One dict per input column, in the order of the outputs. Infinite numbers, and those beyond float32's
+        range, count as missing, so that every output is finite:
 
-        - `{"name", "kind": "number", "fill": float, "missing": bool}`: the value as float32, NaN replaced by
-          `fill` (the training median); where `missing`, followed by an output that is 1.0 for NaN, else 0.0.
+        - `{"name", "kind": "number", "fill": float, "missing": bool}`: the value as float32, missing ones
+          replaced by `fill` (the training median); where `missing` (training rows had some), followed by an
+          output that is 1.0 for them, else 0.0.
         - `{"name", "kind": "category", "encoding": "one_hot", "levels": [str, …]}`: one output a level, 1.0
           where the text equals it; missing cells are the text ""; unknown text gives zeros.
         - `{"name", "kind": "category", "encoding": "ordinal", "levels": [str, …], "shares": [float, …]}`: two
@@ -69,7 +76,7 @@ class FeatureEngineer(TransformerMixin, BaseEstimator):
         empty without `scale`). All floats of the state are exact float32 values.
 
     `state()` is `{"format": 1, "parameters": {…}, "columns": columns_, "mean": mean_, "scale": scale_,
-    "outputs": [str, …]}`.
+    "outputs": [str, …]}`; `key` is among the parameters where it was given.
 
     Examples
     --------
@@ -81,6 +88,9 @@ class FeatureEngineer(TransformerMixin, BaseEstimator):
     [30.0, 1.0, 1.0, 0.0]
     """
 
+    # Engineers that skops wrote before there were keys have no attribute of their own.
+    key: str | Sequence[str] | None = None
+
     def __init__(
         self,
         categorical_features: Sequence[str] | None = None,
@@ -89,6 +99,7 @@ class FeatureEngineer(TransformerMixin, BaseEstimator):
         max_one_hot: int = 20,
         max_levels: int = 200,
         scale: bool = False,
+        key: str | Sequence[str] | None = None,
     ) -> None:
         self.categorical_features = categorical_features
         self.numerical_features = numerical_features
@@ -96,21 +107,26 @@ class FeatureEngineer(TransformerMixin, BaseEstimator):
         self.max_one_hot = max_one_hot
         self.max_levels = max_levels
         self.scale = scale
+        self.key = key
 
     def fit(self, X: Any, y: Any = None) -> "FeatureEngineer":
         """Learn medians, levels and scales from the training rows; `y` is not looked at.
 
         Raises
         ------
+        EmptyData
+            When there are no rows.
         ConfigurationError
-            When the target is among the features, or there are none.
+            When the target or a key is among the features, or there are none.
         SchemaViolation
             When a named column is missing, or a number column holds text.
         """
         rows = _as_frame(X)
+        if not len(rows):
+            raise EmptyData("expected rows to learn features from, found none; add training rows")
+        chosen = choose_features(rows, self.categorical_features, self.numerical_features, self.target, self.key)
         self.columns_: list[dict[str, Any]] = [
-            learn_column(rows[name], kind, self.max_one_hot, self.max_levels)
-            for name, kind in self._choose(rows).items()
+            learn_column(rows[name], kind, self.max_one_hot, self.max_levels) for name, kind in chosen.items()
         ]
         self.n_features_in_ = len(self.columns_)
         self.mean_: list[float] = []
@@ -124,12 +140,12 @@ class FeatureEngineer(TransformerMixin, BaseEstimator):
         return self
 
     def transform(self, X: Any) -> NDArray[np.float32]:
-        """Return the features of rows, float32, shape (n_rows, n_outputs), without missing values.
+        """Return the features of rows, float32, shape (n_rows, n_outputs), every one of them finite.
 
         Raises
         ------
         SchemaViolation
-            When an input column is missing, or a number column holds text.
+            When an input column is missing or there twice, or a number column holds text.
         """
         check_is_fitted(self, "columns_")
         rows = _as_frame(X)
@@ -138,11 +154,16 @@ class FeatureEngineer(TransformerMixin, BaseEstimator):
                 f"expected the columns {', '.join(self.input_columns)}; missing: {', '.join(missing)}",
                 context={"faults": [{"field": c, "reason": "is required and was missing"} for c in missing]},
             )
-        blocks = [encode_column(rows[column["name"]], column) for column in self.columns_]
-        matrix = np.concatenate(blocks, axis=1, dtype=np.float32)
-        if self.mean_:
-            mean, spread = np.array(self.mean_, np.float32), np.array(self.scale_, np.float32)
-            return np.asarray((matrix - mean) / spread, np.float32)
+        if not rows.columns.is_unique:
+            check_unique([c for c in rows.columns if c in self.input_columns])
+        inputs = [rows[name] for name in self.input_columns]
+        matrix = np.zeros((len(rows), sum(map(n_outputs, self.columns_))), np.float32)
+        if len(rows) <= _CHUNK:
+            self._encode(inputs, matrix)
+            return matrix
+        for start in range(0, len(rows), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            self._encode([values.iloc[part] for values in inputs], matrix[part])
         return matrix
 
     def fit_transform(
@@ -179,7 +200,9 @@ class FeatureEngineer(TransformerMixin, BaseEstimator):
         """Return everything that was fitted as JSON values; the class describes the layout."""
         check_is_fitted(self, "columns_")
         parameters = {name: getattr(self, name) for name in _PARAMETERS}
-        lists = {n: list(v) for n, v in parameters.items() if n.endswith("_features") and v is not None}
+        if self.key is not None:
+            parameters["key"] = self.key
+        lists = {n: list(v) for n, v in parameters.items() if isinstance(v, Sequence) and not isinstance(v, str)}
         return {
             "format": 1,
             "parameters": {**parameters, **lists},
@@ -213,37 +236,23 @@ class FeatureEngineer(TransformerMixin, BaseEstimator):
     def _outputs(self) -> list[str]:
         return [name for column in self.columns_ for name in output_names(column)]
 
-    def _choose(self, rows: pd.DataFrame) -> dict[str, InputKind]:
-        categorical, numerical = self.categorical_features, self.numerical_features
-        named: dict[str, InputKind] = dict.fromkeys(numerical or [], "number")
-        named |= dict.fromkeys(categorical or [], "category")
-        if both := set(numerical or []) & set(categorical or []):
-            raise ConfigurationError(f"{', '.join(sorted(both))} cannot be categorical and numerical at once")
-        if missing := [c for c in named if c not in rows]:
-            raise SchemaViolation(
-                f"expected the columns {', '.join(missing)}, found {', '.join(map(str, rows.columns))}",
-                context={"missing": missing},
-            )
-        if categorical is not None and numerical is not None:
-            chosen = {c: named[c] for c in rows.columns if c in named}
-        else:
-            chosen = {c: named.get(c) or input_kind(rows[c]) for c in rows.columns}
-        if self.target in chosen:
-            raise ConfigurationError(f"the target {self.target!r} is among the features; leave it out of X")
-        if self.target is None and (suspects := [c for c in chosen if str(c).lower() in _TARGET_NAMES]):
-            warnings.warn(
-                f"{suspects[0]!r} among the features looks like a target; leave it out, or a model sees the answer",
-                UserWarning,
-                stacklevel=4,
-            )
-        if not chosen:
-            raise ConfigurationError("expected at least one feature column, found none")
-        return chosen
+    def _encode(self, inputs: list[pd.Series], matrix: NDArray[np.float32]) -> None:
+        """Fill a matrix of zeros, shape (n_rows, n_outputs), with the columns' outputs."""
+        at = 0
+        for values, column in zip(inputs, self.columns_, strict=True):
+            width = n_outputs(column)
+            encode_column(values, column, matrix[:, at : at + width])
+            at += width
+        if self.mean_:
+            with np.errstate(over="ignore"):
+                matrix -= np.array(self.mean_, np.float32)
+                matrix /= np.array(self.scale_, np.float32)
+            np.clip(matrix, -LARGEST, LARGEST, out=matrix)
 
 
-def get_feature_engineer(target: str | None = None) -> FeatureEngineer:
-    """Return an unfitted feature engineer; it refuses `target` as a feature."""
-    return FeatureEngineer(target=target)
+def get_feature_engineer(target: str | None = None, key: str | Sequence[str] | None = None) -> FeatureEngineer:
+    """Return an unfitted feature engineer; it refuses `target` and `key` as features."""
+    return FeatureEngineer(target=target, key=key)
 
 
 def load_features(path: str | Path) -> FeatureEngineer:

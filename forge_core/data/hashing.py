@@ -1,7 +1,9 @@
-"""128-bit hashes of rows by what they contain, whatever the order of rows and columns or the index.
+"""128-bit hashes of rows by what they contain, whatever the order of rows and columns, the index or the file format.
 
-The base of dataset ids and of splits that do not move when rows are added.
+The base of dataset ids, of exact duplicates, and of splits that do not move when rows are added.
 """
+
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -9,28 +11,56 @@ from numpy.typing import NDArray
 
 from forge_core.data.coercion import Kind, kind_of_dtype
 
+Hashes = NDArray[np.uint64]
+Cells = dict[str, tuple[Hashes, Hashes]]
+
 # Two keys for pandas' text hash (16 characters each), so that both halves of a row's hash are independent.
 _KEYS = ("forge-dataset-k1", "forge-dataset-k2")
+_STEP = np.uint64(0x9E3779B97F4A7C15)
+# What stands for a missing cell, beside the cells' own bits.
+_MISSING = np.uint64(0xD6E8FEB86659FD93)
+# Where so large a share of the first cells is distinct, finding the distinct texts costs more than hashing each cell.
+_MOSTLY_DISTINCT = 0.8
+_LOOKED_AT = 4096
 
 
-def row_hashes(frame: pd.DataFrame) -> NDArray[np.uint64]:
+def row_hashes(frame: pd.DataFrame, kinds: Mapping[str, Kind] | None = None) -> Hashes:
     """Return two independent 64-bit hashes a row, shape (n_rows, 2).
+
+    Parameters
+    ----------
+    kinds : mapping, optional
+        The kind of each column, as a contract says it; by default what its dtype stands for. Only then do
+        integers with and without missing cells, which pandas holds in different dtypes, hash alike.
 
     Text, object and category columns hash alike, all missing values hash alike, -0.0 as 0.0, and times by
     their moment in UTC microseconds.
     """
-    columns = sorted(frame.columns, key=str)
-    hashes = np.empty((len(frame), 2), np.uint64)
-    for side, key in enumerate(_KEYS):
-        state = np.full(len(frame), side + 1, np.uint64)
-        for name in columns:
-            cells = pd.util.hash_pandas_object(_canonical(frame[name]), index=False, hash_key=key).to_numpy(np.uint64)
-            state = _mix(state * np.uint64(0x9E3779B97F4A7C15) + cells)
-        hashes[:, side] = state
-    return hashes
+    return combine_cells(hash_cells(frame, kinds))
 
 
-def sum_of_hashes(hashes: NDArray[np.uint64]) -> int:
+def hash_cells(frame: pd.DataFrame, kinds: Mapping[str, Kind] | None = None) -> Cells:
+    """Return what each column adds to its rows' hashes, sorted by name; see `row_hashes`."""
+    return {
+        str(name): _cells(frame[name], (kinds or {}).get(str(name)) or kind_of_dtype(frame[name].dtype))
+        for name in sorted(frame.columns, key=str)
+    }
+
+
+def combine_cells(cells: Cells) -> Hashes:
+    """Return the row hashes that columns' cells make, shape (n_rows, 2)."""
+    halves = []
+    for side in range(2):
+        state = np.uint64(side + 1) * np.ones_like(next(iter(cells.values()))[side])
+        for both in cells.values():
+            state *= _STEP
+            state += both[side]
+            _mix(state)
+        halves.append(state)
+    return np.column_stack(halves)
+
+
+def sum_of_hashes(hashes: Hashes) -> int:
     """Return the sum of 128-bit hashes modulo 2**128: the same for the same rows in any order."""
     total = 0
     for side, shift in ((0, 64), (1, 0)):
@@ -45,21 +75,45 @@ def column_kinds(frame: pd.DataFrame) -> dict[str, Kind]:
     return {str(name): kind_of_dtype(frame[name].dtype) for name in sorted(frame.columns, key=str)}
 
 
-def _canonical(values: pd.Series) -> pd.Series:
-    kind = kind_of_dtype(values.dtype)
+def _cells(values: pd.Series, kind: Kind) -> tuple[Hashes, Hashes]:
+    """Return what a column adds to either half of its rows' hashes."""
     if kind == "category":
-        return values.astype("str")
+        return _texts(values)
+    missing = values.isna().to_numpy()
     if kind == "datetime":
-        return pd.to_datetime(values, utc=True).astype("datetime64[us, UTC]")
-    if kind == "number":
-        return values.astype("float64") + 0.0
-    if kind == "boolean":
-        return values.astype("boolean")
-    return values if values.hasnans else values.astype("int64")
+        moments = values if isinstance(values.dtype, pd.DatetimeTZDtype) else pd.to_datetime(values, utc=True)
+        numbers = moments.dt.tz_convert(None).to_numpy("datetime64[us]").view(np.int64)
+    elif kind == "integer":
+        # Without a detour over floats, which hold whole numbers exactly only up to 2**53.
+        exact = values if pd.api.types.is_integer_dtype(values.dtype) else values.astype("Int64")
+        numbers = exact.to_numpy(np.int64, na_value=0) if missing.any() else exact.to_numpy(np.int64)
+    elif kind == "boolean":
+        numbers = values.astype("boolean").to_numpy(np.int64, na_value=0)
+    else:
+        numbers = (values.to_numpy(np.float64, na_value=np.nan) + 0.0).view(np.int64)
+    bits = numbers.view(np.uint64)
+    if missing.any():
+        bits = np.where(missing, _MISSING, bits)
+    return bits, bits
 
 
-def _mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Return the finaliser of splitmix64 (Steele, Lea, Flood 2014); wraps around on purpose."""
-    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return state ^ (state >> np.uint64(31))
+def _texts(values: pd.Series) -> tuple[Hashes, Hashes]:
+    texts = values if isinstance(values.dtype, pd.StringDtype) else values.astype("str")
+    few = texts.head(_LOOKED_AT).nunique() < _MOSTLY_DISTINCT * min(len(texts), _LOOKED_AT)
+    codes, levels = pd.factorize(texts) if few else (None, texts)
+    missing = levels.isna() if few else levels.isna().to_numpy()
+    distinct = levels.to_numpy(object)
+    halves = []
+    for key in _KEYS:
+        hashes = pd.util.hash_array(distinct, hash_key=key, categorize=False)
+        hashes[missing] = _MISSING
+        halves.append(hashes if codes is None else np.append(hashes, _MISSING)[codes])
+    return halves[0], halves[1]
+
+
+def _mix(state: Hashes) -> None:
+    """Put each number through the finaliser of splitmix64 (Steele, Lea, Flood 2014); wraps around on purpose."""
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        state ^= state >> np.uint64(shift)
+        state *= np.uint64(factor)
+    state ^= state >> np.uint64(31)

@@ -1,28 +1,38 @@
 """Dataset versions: rows kept under an id that is a hash of what they contain.
 
-datasets/{id}/rows.parquet        the good rows
-datasets/{id}/quarantine.parquet  what the contract set aside, with the reasons
-datasets/{id}/contract.yaml       what the rows were held against
-datasets/{id}/manifest.json       written last: where it is, the version is whole
+datasets/{id}/rows.parquet          the good rows
+datasets/{id}/sample.parquet        up to 20 000 of them, chosen by hash: the same ones whatever their order
+datasets/{id}/quarantine/*.parquet  what the contract set aside, with the reasons, a file for each ingest
+datasets/{id}/contract.yaml         what the rows were held against
+datasets/{id}/manifest.json         written last: where it is, the version is whole
 """
 
 import hashlib
 import json
+import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import pandas as pd
+import pyarrow.parquet as pq
 
 from forge_core.data.contracts import Contract
 from forge_core.data.hashing import column_kinds, row_hashes, sum_of_hashes
-from forge_core.errors import DataNotFound, UnreadableData
+from forge_core.errors import ConfigurationError, DataNotFound
 from forge_core.storage import Storage
+
+_ID = re.compile(r"ds-[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
 class DatasetVersion:
-    """What a dataset's manifest says; `n_bad` counts the rows that the contract set aside."""
+    """What a dataset's manifest says.
+
+    `n_bad` counts the rows that the contract set aside, `n_duplicates` those left out because an earlier row
+    equals them.
+    """
 
     id: str
     n_rows: int
@@ -33,6 +43,7 @@ class DatasetVersion:
     parent: str | None
     code_commit: str | None
     created_at: datetime
+    n_duplicates: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the manifest as plain JSON values."""
@@ -60,10 +71,19 @@ def dataset_id(frame: pd.DataFrame, contract: Contract | None = None) -> str:
     >>> dataset_id(rows) == dataset_id(rows[["b", "a"]].iloc[::-1])
     True
     """
+    kinds = contract.kinds if contract else None
+    return address_of(frame.head(0), len(frame), sum_of_hashes(row_hashes(frame, kinds)), contract)
+
+
+def address_of(empty: pd.DataFrame, n_rows: int, hash_sum: int, contract: Contract | None) -> str:
+    """Return the content address from a frame without rows, the number of rows and the sum of their hashes."""
+    kinds = column_kinds(empty)
+    if contract:
+        kinds |= {name: kind for name, kind in contract.kinds.items() if name in kinds}
     facts = {
-        "columns": column_kinds(frame),
-        "rows": len(frame),
-        "hash": f"{sum_of_hashes(row_hashes(frame)):032x}",
+        "columns": kinds,
+        "rows": n_rows,
+        "hash": f"{hash_sum:032x}",
         **({"contract": contract.digest} if contract else {}),
     }
     return f"ds-{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]}"
@@ -100,36 +120,28 @@ def save_dataset(
     UnreadableData
         When a column cannot be written as Parquet, such as one of mixed types.
     """
-    key = dataset_id(frame, contract)
-    if storage.exists(f"datasets/{key}/manifest.json"):
-        return load_manifest(storage, key)
-    try:
-        storage.write_frame(f"datasets/{key}/rows.parquet", frame)
-    except (TypeError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
-        raise UnreadableData(
-            f"the rows of {source} cannot be kept as Parquet: {error}; preprocess_data makes columns of one type"
-        ) from error
-    if contract is not None:
-        storage.write_bytes(f"datasets/{key}/contract.yaml", contract.to_yaml().encode())
-    if quarantine is not None:
-        storage.write_frame(f"datasets/{key}/quarantine.parquet", quarantine)
-    version = DatasetVersion(
-        id=key,
-        n_rows=len(frame),
-        n_bad=0 if quarantine is None else int(quarantine["row_number"].nunique()),
-        columns=[str(c) for c in frame.columns],
-        source=source,
-        contract_digest=contract.digest if contract else None,
-        parent=parent,
-        code_commit=code_commit,
-        created_at=now or datetime.now(UTC),
-    )
-    storage.write_json(f"datasets/{key}/manifest.json", version.to_dict())
-    return version
+    from forge_core.data.dataset_writer import DatasetWriter
+
+    with DatasetWriter(storage, source, contract) as writer:
+        writer.write(frame, row_hashes(frame, contract.kinds if contract else None))
+        if quarantine is not None:
+            writer.set_aside(quarantine)
+        n_bad = 0 if quarantine is None else int(quarantine["row_number"].nunique())
+        return writer.keep(n_bad=n_bad, parent=parent, code_commit=code_commit, now=now)
 
 
 def load_manifest(storage: Storage, id: str) -> DatasetVersion:
-    """Return what is known of a dataset version, or raise DataNotFound."""
+    """Return what is known of a dataset version.
+
+    Raises
+    ------
+    ConfigurationError
+        When this is no dataset id.
+    DataNotFound
+        When there is no such version.
+    """
+    if not _ID.fullmatch(id):
+        raise ConfigurationError(f"expected a dataset id, `ds-` and 16 hexadecimal digits, found {id!r}")
     key = f"datasets/{id}/manifest.json"
     if not storage.exists(key):
         raise DataNotFound(
@@ -138,10 +150,34 @@ def load_manifest(storage: Storage, id: str) -> DatasetVersion:
     return DatasetVersion.from_dict(storage.read_json(key))
 
 
+def list_datasets(storage: Storage, source: str | None = None) -> list[DatasetVersion]:
+    """Return all dataset versions, or those of one source, oldest first."""
+    manifests = (storage.read_json(key) for key in storage.list("datasets", suffix="/manifest.json"))
+    versions = [DatasetVersion.from_dict(manifest) for manifest in manifests]
+    return sorted((v for v in versions if source in (None, v.source)), key=lambda v: v.created_at)
+
+
 def load_dataset(storage: Storage, id: str, columns: list[str] | None = None) -> pd.DataFrame:
-    """Return a version's rows, all columns or those named, or raise DataNotFound."""
+    """Return a version's rows, all columns or those named, or raise as `load_manifest` does."""
     load_manifest(storage, id)
     return storage.read_frame(f"datasets/{id}/rows.parquet", columns)
+
+
+def stream_dataset(
+    storage: Storage, id: str, columns: list[str] | None = None, batch_rows: int = 131_072
+) -> Iterator[pd.DataFrame]:
+    """Give a version's rows in batches, so that memory stays bounded; raises as `load_manifest` does."""
+    load_manifest(storage, id)
+    with storage.fs.open(storage.path(f"datasets/{id}/rows.parquet"), "rb") as file:
+        parquet = pq.ParquetFile(file)
+        for batch in parquet.iter_batches(batch_rows, columns=columns):
+            yield batch.to_pandas()
+
+
+def load_sample(storage: Storage, id: str) -> pd.DataFrame:
+    """Return up to 20 000 of a version's rows, chosen by their hashes; raises as `load_manifest` does."""
+    load_manifest(storage, id)
+    return storage.read_frame(f"datasets/{id}/sample.parquet")
 
 
 def load_contract(storage: Storage, id: str) -> Contract:
@@ -152,6 +188,9 @@ def load_contract(storage: Storage, id: str) -> Contract:
 
 
 def load_quarantine(storage: Storage, id: str) -> pd.DataFrame:
-    """Return the faults of the rows that a version's contract set aside; raise DataNotFound where none were kept."""
+    """Return the faults of the rows that a version's contract set aside; raise DataNotFound where none were."""
     load_manifest(storage, id)
-    return storage.read_frame(f"datasets/{id}/quarantine.parquet")
+    keys = storage.list(f"datasets/{id}/quarantine", suffix=".parquet")
+    if not keys:
+        raise DataNotFound(f"no row of dataset version {id!r} was set aside", context={"dataset": id})
+    return pd.concat([storage.read_frame(key) for key in keys], ignore_index=True)

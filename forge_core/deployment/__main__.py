@@ -3,6 +3,7 @@
 import argparse
 import logging
 import sys
+from collections.abc import Mapping
 
 from forge_core.deployment.routing import read_state, roll_back
 from forge_core.deployment.serve_client import get_serve_client
@@ -30,7 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
             roll_back(ledger, chosen.model, actor="terminal", reason=chosen.reason)
         if chosen.command == "status":
             revision, state = read_state(ledger)
-            sys.stdout.write(f"revision {revision}: {state}\n")
+            sys.stdout.write(f"revision {revision}\n")
+            sys.stdout.writelines(f"{model}: {_told(entry)}\n" for model, entry in sorted(state["models"].items()))
             sys.stdout.writelines(f"{name}: {status}\n" for name, status in serve.statuses().items())
         else:
             serve.reconcile(ledger, progress=logging.info)
@@ -38,6 +40,13 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"{error}\n")
         return 1
     return 0
+
+
+def _told(entry: Mapping[str, str | None]) -> str:
+    words = [f"{role} {entry.get(role) or 'none'}" for role in ("champion", "previous")]
+    if entry.get("candidate"):
+        words.append(f"candidate {entry['candidate']} (on trial, or left by a deployment that was cut; no traffic)")
+    return ", ".join(words)
 
 
 if __name__ == "__main__":

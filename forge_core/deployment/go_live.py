@@ -1,4 +1,7 @@
-"""Bringing a version live: mirror its parts, change the desired state, reconcile Serve, move the alias."""
+"""Bringing a version live: mirror its parts, try it as a candidate, and give it the traffic only then.
+
+Every step may be repeated, so a deployment that was killed in the middle is simply started again.
+"""
 
 import logging
 from collections.abc import Callable
@@ -6,10 +9,15 @@ from datetime import datetime
 from typing import Any
 
 from forge_core.deployment.mirror import mirror_version
-from forge_core.deployment.routing import promote, read_state, withdraw
+from forge_core.deployment.parity import ParityReport, check_parity
+from forge_core.deployment.replay_rows import choose_rows
+from forge_core.deployment.routing import dismiss, nominate, promote, read_state, withdraw
 from forge_core.deployment.serve_client import ServeClient
-from forge_core.errors import ModelError
+from forge_core.deployment.served_path import ServedPath
+from forge_core.errors import ForgeError, ModelError, ServiceUnavailable
 from forge_core.ledger import Ledger
+from forge_core.models.version import VersionFolder
+from forge_core.policy import ModelPolicy
 from forge_core.storage import Storage
 from forge_core.tracking.registry import CHALLENGER, CHAMPION, Registry
 
@@ -24,25 +32,57 @@ def go_live(
     model: str,
     version: str,
     *,
+    policy: ModelPolicy,
     actor: str,
     reason: str,
     at: datetime | None = None,
     progress: Callable[[str], None] = logger.info,
 ) -> dict[str, Any]:
-    """Make a registered version the champion and return what is live; every step may be repeated.
+    """Make a registered version the champion and return what is live.
+
+    Before it gets any traffic, held-out rows are replayed over HTTP through this very version, and every answer must
+    be that of its own pipeline.
+
+    Parameters
+    ----------
+    policy : ModelPolicy
+        `gate.parity_tolerance`, `gate.replay_rows`, and how the rows were split.
+
+    Returns
+    -------
+    dict
+        `version`, `table` (what the router holds), `revision` of the desired state, and `parity`: the figures, or
+        None where the version was champion already.
 
     Raises
     ------
     ModelError
-        When the version's gate refused it, or it does not start; what was live goes on serving.
+        When the version's gate refused it, it does not start, or it answers differently from its pipeline; what was
+        live goes on serving. `context["parity"]` has the figures and the worst rows.
+    Conflict
+        When another deployment of the same model came between.
     """
     registered = registry.resolve(model, version)
-    if not registered.passed_gate:
-        with registry.open(registered) as folder:
-            raise ModelError(f"version {registered.version} of {model!r} was refused: {folder.verdict.reason}")
     with registry.open(registered) as folder:
+        if not registered.passed_gate:
+            raise ModelError(f"version {registered.version} of {model!r} was refused: {folder.verdict.reason}")
         mirror_version(storage, model, registered.version, folder)
-    promote(ledger, model, registered.version, actor=actor, reason=reason, at=at)
+        champion = read_state(ledger)[1]["models"].get(model, {}).get("champion")
+        parity: ParityReport | None = None
+        if champion != registered.version:
+            nominate(ledger, model, registered.version)
+            try:
+                parity = _try(storage, ledger, serve, folder, model, registered.version, policy, progress)
+            except ServiceUnavailable:
+                raise  # says nothing about the version: the next attempt finds the candidate and goes on
+            except Exception as error:
+                figures = error.context if isinstance(error, ForgeError) else {}
+                told = str(error) or type(error).__name__
+                dismiss(ledger, model, registered.version, actor=actor, reason=told, at=at, details=figures)
+                _tidy(ledger, serve, progress)
+                raise
+    details = {"parity": parity.to_dict()} if parity else {}
+    promote(ledger, model, registered.version, actor=actor, reason=reason, at=at, details=details, from_candidate=True)
     try:
         table = serve.reconcile(ledger, progress=progress)
     except ModelError:
@@ -52,4 +92,49 @@ def go_live(
     registry.set_alias(registered, CHAMPION)
     if (challenger := registry.find(model, CHALLENGER)) and challenger.version == registered.version:
         registry.remove_alias(model, CHALLENGER)
-    return {"version": registered.version, "table": table, "revision": read_state(ledger)[0]}
+    return {
+        "version": registered.version,
+        "table": table,
+        "revision": read_state(ledger)[0],
+        "parity": details.get("parity"),
+    }
+
+
+def _try(
+    storage: Storage,
+    ledger: Ledger,
+    serve: ServeClient,
+    folder: VersionFolder,
+    model: str,
+    version: str,
+    policy: ModelPolicy,
+    progress: Callable[[str], None],
+) -> ParityReport:
+    """Load the candidate and return how its answers compare; raise ModelError where they differ."""
+    rows = choose_rows(
+        storage,
+        folder,
+        data=policy.data,
+        random_state=policy.training.random_state,
+        n_rows=policy.gate.replay_rows,
+    )
+    serve.reconcile(ledger, trying=model, progress=progress)
+    progress(f"replaying {rows.origin}")
+    with ServedPath(serve.api_url, model, version) as path:
+        report = check_parity(folder, rows, path, tolerance=policy.gate.parity_tolerance)
+    progress(f"parity of version {version}: {report.told()}")
+    if not report.passed:
+        raise ModelError(
+            f"version {version} of {model!r} does not go live, what was live goes on serving: {report.told()}. "
+            "Train it again, or look at its compiled.json and at serve_app's path for what changes these rows",
+            context={"parity": report.to_dict()},
+        )
+    return report
+
+
+def _tidy(ledger: Ledger, serve: ServeClient, progress: Callable[[str], None]) -> None:
+    """Take a dismissed candidate off Serve; the reason for dismissing it is what the caller must hear."""
+    try:
+        serve.reconcile(ledger, progress=progress)
+    except ForgeError as error:
+        logger.warning("the dismissed candidate is still loaded, the next reconcile removes it: %s", error)

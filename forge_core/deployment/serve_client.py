@@ -4,13 +4,20 @@ A PUT replaces every application, so there is exactly one place that composes. E
 application of its own, `variant-{model}-v{version}`; the router learns the routing table through
 `user_config`, so a swap reconfigures it and restarts nothing: load the new version beside the old, wait
 until it runs (it warms itself with its stored example), flip the table, then remove the old one.
+
+The table has candidates too, which the router holds and gives no traffic. A candidate is loaded only for the
+deployment that tries it: after a restart nobody waits for one that a killed deployment left behind.
 """
 
 import copy
+import fcntl
+import hashlib
 import logging
 import os
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +25,13 @@ import httpx
 import yaml
 
 from forge_core.deployment.routing import State, read_state
+from forge_core.deployment.routing_table import Table, desired_table, held_versions, names_of, told_table, variant_name
 from forge_core.errors import ConfigurationError, ModelError, ServiceUnavailable
 from forge_core.ledger import Ledger
 from forge_core.policy import load_policies
 from forge_core.settings import Settings
 
 logger = logging.getLogger(__name__)
-
-Table = dict[str, dict[str, str]]
-
-
-def variant_name(model: str, version: str) -> str:
-    """Return the name of the Serve application that serves a version."""
-    return f"variant-{model}-v{version}"
 
 
 class ServeClient:
@@ -83,10 +84,27 @@ class ServeClient:
             apps.append(app)
         return {**template, "http_options": {"host": self.host, "port": self.port}, "applications": apps}
 
+    @property
+    def api_url(self) -> str:
+        """Base URL of the prediction API."""
+        return f"http://{self.host}:{self.port}"
+
     def reconcile(
-        self, ledger: Ledger, *, timeout: float = 180.0, progress: Callable[[str], None] = logger.info
+        self,
+        ledger: Ledger,
+        *,
+        trying: str | None = None,
+        timeout: float = 180.0,
+        progress: Callable[[str], None] = logger.info,
     ) -> Table:
         """Bring Serve to the ledger's desired state without dropping a request; return the live routing table.
+
+        Parameters
+        ----------
+        trying : str, optional
+            The model whose candidate is loaded. Of other models a candidate that is held already stays.
+        timeout : float
+            Seconds that applications have to come up.
 
         Raises
         ------
@@ -95,25 +113,37 @@ class ServeClient:
         ServiceUnavailable
             When Ray's dashboard does not answer.
         """
-        _, state = read_state(ledger)
-        wanted = _table(state)
+        with self._alone():
+            return self._reconcile(read_state(ledger)[1], trying, timeout, progress)
+
+    def _reconcile(self, state: State, trying: str | None, timeout: float, progress: Callable[[str], None]) -> Table:
         live = self._live_table()
-        new = {(m, t["champion"]) for m, t in wanted.items()}
-        old = {(m, t["champion"]) for m, t in live.items()}
-        if new - old or not self._statuses():
-            progress(
-                f"loading {', '.join(variant_name(*v) for v in sorted(new - old)) or 'the router'} beside what runs"
-            )
+        wanted = desired_table(state, live, trying)
+        new, old, running = held_versions(wanted), held_versions(live), self._statuses()
+        if new - old or not running:
+            progress(f"loading {names_of(new - old) or 'the router'} beside what runs")
             self._put(new | old, live)
             self._wait(new | old, timeout, progress)
         if wanted != live:
-            progress("routing traffic to " + (", ".join(variant_name(*v) for v in sorted(new)) or "no model"))
+            progress(told_table(wanted))
             self._put(new | old, wanted)
             self._wait(new | old, timeout, progress)
-        if old - new:
-            progress(f"removing {', '.join(variant_name(*v) for v in sorted(old - new))}")
+        stray = {name for name in running if name.startswith("variant-")} - {variant_name(*v) for v in new}
+        if old - new or stray:
+            progress(f"removing {', '.join(sorted(stray)) or names_of(old - new)}")
             self._put(new, wanted)
         return wanted
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Let one process of this machine at a time change Serve: a PUT replaces what another one is loading.
+
+        The lock goes with the process that holds it, so a killed one keeps nobody waiting.
+        """
+        name = f"forge-serve-{os.getuid()}-{hashlib.sha256(self.url.encode()).hexdigest()[:16]}.lock"
+        with (Path(tempfile.gettempdir()) / name).open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def statuses(self) -> dict[str, str]:
         """Return every Serve application with its status (RUNNING, DEPLOYING, DEPLOY_FAILED …)."""
@@ -197,10 +227,6 @@ def get_serve_client(settings: Settings) -> ServeClient:
             "window_hours": {name: policy.monitor.window_hours for name, policy in policies.items()},
         },
     )
-
-
-def _table(state: State) -> Table:
-    return {model: {"champion": entry["champion"]} for model, entry in state["models"].items()}
 
 
 def _deployment(app: dict[str, Any], name: str) -> dict[str, Any]:

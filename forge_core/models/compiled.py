@@ -5,7 +5,7 @@ only when its parity with the pipeline was measured on held-out rows, missing va
 categories included, and lies within the policy's tolerance.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from forge_core.data.encoding import PARTS, cell_text, time_parts
 from forge_core.models.feature_graph import feature_graph
 from forge_core.models.model_trainer import score
 
@@ -51,20 +52,20 @@ class CompiledModel:
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
-        self._texts = {i.name: i.type == "tensor(string)" for i in self._session.get_inputs()}
+        self._inputs = {i.name: _filler(i) for i in self._session.get_inputs()}
         self._output = self._session.get_outputs()[-1].name
 
     def score(self, columns: Columns) -> NDArray[np.float64]:
-        """Return the probability of class 1, or the predicted number, shape (n_rows,).
+        """Return what `forge_core.models.model_trainer.score` gives for the pipeline.
 
         Parameters
         ----------
         columns : mapping of str to sequence of length n_rows
             Raw feature values; None and NaN mean missing.
         """
-        inputs = {name: _tensor(columns[name], text) for name, text in self._texts.items()}
+        inputs = {name: fill(columns[name]) for name, fill in self._inputs.items()}
         answer = self._session.run([self._output], inputs)[0]
-        return answer[:, -1].astype(float)
+        return (answer if answer.shape[1] > 2 else answer[:, -1]).astype(float)
 
 
 class NativeModel:
@@ -81,7 +82,7 @@ class NativeModel:
         self._pipeline, self._columns = pipeline, list(columns)
 
     def score(self, columns: Columns) -> NDArray[np.float64]:
-        """Return the probability of class 1, or the predicted number, shape (n_rows,)."""
+        """Return what `forge_core.models.model_trainer.score` gives."""
         return score(self._pipeline, pd.DataFrame({c: columns[c] for c in self._columns}))
 
 
@@ -115,13 +116,28 @@ def measure_parity(pipeline: Any, onnx: bytes, rows: pd.DataFrame) -> Parity:
     """Return the largest difference of scores and the share of equal labels over the rows."""
     columns = {name: rows[name].astype(object).where(rows[name].notna(), None).tolist() for name in rows.columns}
     ours, native = CompiledModel(onnx).score(columns), score(pipeline, rows)
-    return Parity(float(np.abs(ours - native).max()), float(np.mean((ours >= 0.5) == (native >= 0.5))), len(rows))
+    labels = [scores >= 0.5 if scores.ndim == 1 else scores.argmax(axis=1) for scores in (ours, native)]
+    return Parity(float(np.abs(ours - native).max()), float(np.mean(labels[0] == labels[1])), len(rows))
 
 
-def _tensor(values: Sequence[Any], text: bool) -> NDArray[Any]:
-    if text:
-        return np.array(["" if v is None or v != v else str(v) for v in values], dtype=object).reshape(-1, 1)
-    return np.array(values, dtype=np.float32).reshape(-1, 1)  # None becomes NaN
+def _filler(given: Any) -> Callable[[Sequence[Any]], NDArray[Any]]:
+    """Return what makes an input's tensor from a column of plain values."""
+    if given.type == "tensor(string)":
+        return _texts
+    return _times if given.shape[1] == len(PARTS) else _numbers
+
+
+def _texts(values: Sequence[Any]) -> NDArray[Any]:
+    return np.array(["" if v is None or v != v else cell_text(v) for v in values], dtype=object).reshape(-1, 1)
+
+
+def _times(values: Sequence[Any]) -> NDArray[np.float32]:
+    return np.array([time_parts(v) for v in values], np.float32).reshape(-1, len(PARTS))
+
+
+def _numbers(values: Sequence[Any]) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):  # beyond float32 is infinite, which the graph takes as missing
+        return np.array(values, dtype=np.float32).reshape(-1, 1)  # None becomes NaN
 
 
 def _register_converters() -> None:

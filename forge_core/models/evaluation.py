@@ -4,19 +4,18 @@ Figures come with intervals (bootstrap over days where rows have a time). The ga
 with the champion on the same held-out rows; without a champion the baseline is the training rows' mean.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from io import BytesIO
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from sklearn.calibration import calibration_curve
-from sklearn.metrics import roc_curve
 
+from forge_core.errors import ConfigurationError
 from forge_core.policy import GatePolicy
 from forge_core.statistics.quality import (
+    LOWER_IS_BETTER,
     METRICS,
     Floats,
     Interval,
@@ -96,8 +95,10 @@ def evaluate_predictions(
 
     Parameters
     ----------
-    y_true, prediction : array-like of shape (n_rows,)
-        Labels, and the probability of class 1 (or the predicted number).
+    y_true : array-like of shape (n_rows,)
+        Numbers of the classes, or numbers.
+    prediction : array-like of shape (n_rows,) or (n_rows, n_classes)
+        As `forge_core.models.model_trainer.score` gives it.
     times : Series of datetimes of shape (n_rows,), optional
         Event times; rows of one day are then drawn together by the bootstrap.
     slices : DataFrame of shape (n_rows, n_columns), optional
@@ -139,13 +140,16 @@ def judge(
     policy: GatePolicy,
     incumbent_name: str,
     times: pd.Series | None = None,
+    behaviour: Sequence[Check] = (),
 ) -> Verdict:
     """Return whether a candidate may go live, with every check's finding.
 
     Parameters
     ----------
-    candidate, incumbent : array-like of shape (n_rows,)
+    candidate, incumbent : array-like of shape (n_rows,) or (n_rows, n_classes)
         Both models' scores on the same held-out rows.
+    behaviour : sequence of Check
+        What further tests found (`forge_core.models.behaviour`), and the latency.
     incumbent_name : str
         What the candidate is compared with: "champion v3", or "the training mean".
     """
@@ -174,52 +178,36 @@ def judge(
         ),
     ]
     for name, floor in policy.floors.items():
-        value = evaluation.metrics[name]
-        checks.append(Check(f"{name} floor", value.low >= floor, str(value), f"its lower end at least {floor:g}"))
+        checks.append(_floor(name, _metric_of(evaluation, name), floor))
+    checks += _slice_checks(evaluation, policy)
+    checks += behaviour
     return Verdict(all(c.passed for c in checks), tuple(checks))
 
 
-def classifier_figure(y_true: ArrayLike, probability: ArrayLike, title: str) -> bytes:
-    """Return a PNG with the ROC curve and the calibration curve side by side."""
-    from matplotlib.figure import Figure
-
-    y, p = np.asarray(y_true, int), np.asarray(probability, float)
-    false_positive, true_positive, _ = roc_curve(y, p)
-    observed, predicted = calibration_curve(y, p, n_bins=10, strategy="quantile")
-    area = METRICS["classification"]["roc_auc"](y.astype(float), p, np.ones(len(y)))
-    figure = Figure(figsize=(9, 4.2), layout="constrained")
-    figure.suptitle(title)
-    roc, calibration = figure.subplots(1, 2)
-    roc.plot(false_positive, true_positive, color="#0072B2", lw=2)
-    roc.plot([0, 1], [0, 1], color="0.6", ls="--", lw=1)
-    roc.set(xlabel="false positive rate", ylabel="true positive rate", title=f"ROC, area {area:.3f}", aspect="equal")
-    calibration.plot(predicted, observed, "o-", color="#D55E00", lw=2)
-    top = max(predicted.max(), observed.max()) * 1.05
-    calibration.plot([0, top], [0, top], color="0.6", ls="--", lw=1)
-    calibration.set(xlabel="predicted probability", ylabel="observed share", title="Calibration, ten equal groups")
-    for axis in (roc, calibration):
-        axis.spines[["top", "right"]].set_visible(False)
-    return png(figure)
+def _metric_of(evaluation: Evaluation, name: str) -> Interval:
+    if name not in evaluation.metrics:
+        raise ConfigurationError(
+            f"the gate asks for {name!r}, which a {evaluation.task} does not have; known: "
+            f"{', '.join(evaluation.metrics)}"
+        )
+    return evaluation.metrics[name]
 
 
-def residual_figure(y_true: ArrayLike, prediction: ArrayLike, title: str) -> bytes:
-    """Return a PNG with predicted against observed values and the residuals' distribution."""
-    from matplotlib.figure import Figure
-
-    y, p = np.asarray(y_true, float), np.asarray(prediction, float)
-    figure = Figure(figsize=(9, 4.2), layout="constrained")
-    figure.suptitle(title)
-    scatter, residuals = figure.subplots(1, 2)
-    scatter.plot(y, p, ".", color="#0072B2", alpha=0.3)
-    scatter.axline((y.mean(), y.mean()), slope=1, color="0.6", ls="--", lw=1)
-    scatter.set(xlabel="observed", ylabel="predicted")
-    residuals.hist(y - p, bins=40, color="#D55E00")
-    residuals.set(xlabel="observed minus predicted", ylabel="rows")
-    return png(figure)
+def _floor(name: str, value: Interval, bound: float) -> Check:
+    """Hold the unfavourable end of an interval against a bound."""
+    if name in LOWER_IS_BETTER:
+        return Check(f"{name} ceiling", value.high <= bound, str(value), f"its upper end at most {bound:g}")
+    return Check(f"{name} floor", value.low >= bound, str(value), f"its lower end at least {bound:g}")
 
 
-def png(figure: Any) -> bytes:
-    """Return a matplotlib figure as PNG bytes."""
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
+def _slice_checks(evaluation: Evaluation, policy: GatePolicy) -> list[Check]:
+    """Return whether the worst slice is not too much worse than all rows together."""
+    if policy.max_slice_loss is None or not evaluation.slices:
+        return []
+    whole = _metric_of(evaluation, policy.metric).value
+    sign = 1.0 if policy.metric in LOWER_IS_BETTER else -1.0
+    losses = {name: sign * (value - whole) for name, value in evaluation.slices.items() if not np.isnan(value)}
+    worst = max(losses, key=lambda name: losses[name])
+    found = f"{worst}: {evaluation.slices[worst]:.4f} against {whole:.4f}"
+    needed = f"at most {policy.max_slice_loss:g} worse than all rows"
+    return [Check(f"worst slice by {policy.metric}", losses[worst] <= policy.max_slice_loss, found, needed)]

@@ -5,12 +5,13 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from sklearn.ensemble import (
     HistGradientBoostingClassifier,
     HistGradientBoostingRegressor,
@@ -21,8 +22,9 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import Pipeline
 
 from forge_core.data.feature_engineering import FeatureEngineer
-from forge_core.errors import ConfigurationError, ModelNotFound, UnusableTarget
-from forge_core.statistics.quality import Task, classification_metrics, regression_metrics
+from forge_core.errors import ConfigurationError, ModelNotFound
+from forge_core.models.target import Learning, checked_target, labels_as_numbers, task_of
+from forge_core.statistics.quality import all_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -49,17 +51,37 @@ MODELS: dict[str, ModelKind] = {
 }
 
 
+def known_models() -> dict[str, ModelKind]:
+    """Return every model type: ours, and those that installed packages add by the entry point `forge_core.models`.
+
+    Raises
+    ------
+    ConfigurationError
+        When a package adds a name that is taken, or something that is no `ModelKind`.
+    """
+    found = dict(MODELS)
+    for entry in entry_points(group="forge_core.models"):
+        kind = entry.load()
+        if entry.name in found or not isinstance(kind, ModelKind):
+            raise ConfigurationError(
+                f"expected the entry point {entry.name} = {entry.value} to add a ModelKind under a new name, "
+                f"found {'a name that is taken' if entry.name in found else type(kind).__name__}; rename or mend it"
+            )
+        found[entry.name] = kind
+    return found
+
+
 class ModelTrainer:
     """Trains one kind of model and scores it.
 
     Parameters
     ----------
     model_type : str
-        A key of `MODELS`.
+        A key of `known_models()`.
     hyperparameters : mapping, optional
         Parameters of the estimator; unknown names are refused with the known ones listed.
     task : {"classification", "regression"}
-        Classification has two classes, 0 and 1.
+        A classification has two classes or more, whole numbers or text.
     target : str, optional
         The target's column name, which the feature engineer then refuses as a feature.
 
@@ -78,12 +100,13 @@ class ModelTrainer:
         model_type: str = "gradient_boosting",
         hyperparameters: Mapping[str, Any] | None = None,
         *,
-        task: Task = "classification",
+        task: Learning = "classification",
         target: str | None = None,
     ) -> None:
-        if model_type not in MODELS:
-            raise ConfigurationError(f"no model type {model_type!r}; known: {', '.join(sorted(MODELS))}")
-        kind = MODELS[model_type]
+        models = known_models()
+        if model_type not in models:
+            raise ConfigurationError(f"no model type {model_type!r}; known: {', '.join(sorted(models))}")
+        kind = models[model_type]
         build = kind.classifier if task == "classification" else kind.regressor
         known = set(inspect.signature(build).parameters)
         chosen = dict(hyperparameters or {})
@@ -106,10 +129,13 @@ class ModelTrainer:
         Raises
         ------
         UnusableTarget
-            When the target has missing values or only one class.
+            When the target has missing values, only one class or number, or does not fit the task.
         """
-        y = _checked_target(y_train, self.task)
+        y = checked_target(y_train, self.task)
         self.pipeline.fit(as_frame(X_train), y)
+        if "n_jobs" in self.hyperparameters:
+            # Threads add probabilities up in any order, so that answers would differ in their last digit.
+            self.pipeline.named_steps["estimator"].set_params(n_jobs=1)
         if X_val is not None and y_val is not None:
             logger.info("validation model_type=%s metrics=%s", self.model_type, self.evaluate(X_val, y_val))
         return self
@@ -119,14 +145,13 @@ class ModelTrainer:
         return self.pipeline.predict(as_frame(X))
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
-        """Return class probabilities, shape (n_rows, 2)."""
+        """Return class probabilities, shape (n_rows, n_classes), in the order of `classes_`."""
         return self.pipeline.predict_proba(as_frame(X))
 
     def evaluate(self, X_test: Any, y_test: Any) -> dict[str, float]:
         """Return the task's metrics (`accuracy`, `roc_auc`, `log_loss` …, or `rmse`, `mae`, `r2`)."""
-        y = _checked_target(y_test, self.task, need_both=False)
-        measure = classification_metrics if self.task == "classification" else regression_metrics
-        return measure(y, score(self.pipeline, as_frame(X_test)))
+        y = labels_as_numbers(y_test, self.pipeline)
+        return all_metrics(task_of(self.pipeline), y, score(self.pipeline, as_frame(X_test)))
 
     def train_and_evaluate(self, X_train: Any, y_train: Any, X_test: Any, y_test: Any) -> dict[str, float]:
         """Fit on the first two, return the metrics on the last two."""
@@ -158,7 +183,7 @@ def get_model_trainer(
     model_type: str = "gradient_boosting",
     hyperparameters: Mapping[str, Any] | None = None,
     *,
-    task: Task = "classification",
+    task: Learning = "classification",
     target: str | None = None,
 ) -> ModelTrainer:
     """Return a trainer for a model type; see `ModelTrainer`."""
@@ -186,9 +211,16 @@ def load_model(path: str | Path, *, allow_pickle: bool = False) -> Pipeline:
 
 
 def score(pipeline: Any, X: pd.DataFrame) -> NDArray[np.float64]:
-    """Return what metrics are computed from, shape (n_rows,): the probability of class 1, or the number."""
+    """Return what metrics are computed from.
+
+    Returns
+    -------
+    ndarray of shape (n_rows,) or (n_rows, n_classes)
+        The number, or with two classes the probability of the second, or with more that of each.
+    """
     if hasattr(pipeline, "predict_proba"):
-        return np.asarray(pipeline.predict_proba(X))[:, 1].astype(float)
+        shares = np.asarray(pipeline.predict_proba(X), float)
+        return shares[:, 1] if shares.shape[1] == 2 else shares
     return np.asarray(pipeline.predict(X), float)
 
 
@@ -198,19 +230,3 @@ def as_frame(X: Any) -> pd.DataFrame:
         return X
     values = np.asarray(X)
     return pd.DataFrame(values, columns=[f"x{i}" for i in range(values.shape[1])])
-
-
-def _checked_target(y: ArrayLike, task: Task, *, need_both: bool = True) -> NDArray[Any]:
-    values = pd.Series(np.asarray(y))
-    if missing := int(values.isna().sum()):
-        raise UnusableTarget(f"expected a label in every row, found {missing} missing; drop those rows")
-    if task == "regression":
-        return values.to_numpy(float)
-    counts = values.value_counts().to_dict()
-    if not set(counts) <= {0, 1}:
-        raise UnusableTarget(
-            f"expected the classes 0 and 1, found {list(counts)[:5]}; map the labels, or say task='regression'"
-        )
-    if need_both and len(counts) < 2:
-        raise UnusableTarget(f"expected two classes, found one: {counts}; nothing can be learnt from it")
-    return values.to_numpy(int)

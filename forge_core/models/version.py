@@ -123,8 +123,13 @@ class VersionFolder:
 
     @property
     def task(self) -> Task:
-        """Classification or regression."""
+        """Classification (two classes), multiclass or regression."""
         return self.evaluation.task
+
+    @property
+    def classes(self) -> list[Any] | None:
+        """The classes in the order of their probabilities; None for a regression."""
+        return None if self.task == "regression" else self.lineage.get("classes") or [0, 1]
 
     @property
     def features_hash(self) -> str:

@@ -1,23 +1,28 @@
-"""Drift and quality as pictures (PNG bytes) and as a Markdown table.
-
-Colours are Okabe and Ito's, told apart by colour-blind readers; grey is the reference everywhere. Figures are made
-without pyplot, so nothing is kept between calls and threads do not meet.
-"""
-
-import io
+"""Drift and quality as pictures (PNG bytes) and as a Markdown table."""
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 
 from forge_core.monitoring.drift_report import DriftReport, FeatureDrift
+from forge_core.pictures import (
+    CURRENT,
+    INK,
+    ORANGE,
+    REFERENCE,
+    SKY,
+    VERMILION,
+    png,
+    short_number,
+    short_text,
+    small_multiples,
+    tidy_axes,
+)
 from forge_core.statistics.distributions import GridCounts, NumericCells, ReferenceGrid
 
-COLOURS = {"none": "#999999", "small but real": "#56B4E9", "warning": "#E69F00", "drift": "#D55E00"}
-_REFERENCE, _CURRENT, _INK = "#999999", "#0072B2", "#333333"
+COLOURS = {"none": REFERENCE, "small but real": SKY, "warning": ORANGE, "drift": VERMILION}
 _MOST_BARS = 25
 _MOST_CELLS = 10
 
@@ -65,8 +70,8 @@ def drift_figure(report: DriftReport) -> bytes:
     axes.set_xlabel("debiased PSI (line: 95 % interval)" + (f"; {hidden} more features below" if hidden > 0 else ""))
     name = f", most in {report.feature}" if report.feature else ""
     axes.set_title(f"{_state(report)}: score {report.score:.2f}{name} · {report.n_current:,} rows", loc="left", pad=18)
-    _clean(axes)
-    return _png(figure)
+    tidy_axes(axes)
+    return png(figure)
 
 
 def distribution_figure(
@@ -77,26 +82,23 @@ def distribution_figure(
     Numbers are shown over about ten cells of equal reference share, labelled with their upper ends; categories by
     their most frequent levels. Missing, unseen and out-of-range values stand apart at the right where there are any.
     """
-    columns = min(3, max(len(features), 1))
-    rows = -(-max(len(features), 1) // columns)
-    figure = Figure(figsize=(4.4 * columns, 2.9 * rows + 0.4), layout="constrained")
-    for number, name in enumerate(features):
-        axes = figure.add_subplot(rows, columns, number + 1)
+    figure, boxes = small_multiples(len(features))
+    for number, (name, axes) in enumerate(zip(features, boxes, strict=True)):
         labels, was, now = _shares(grid, reference_counts, current_counts, name)
         place = np.arange(len(labels))
-        axes.bar(place, was, width=0.8, color=_REFERENCE, alpha=0.55, label="reference")
-        axes.plot(place, now, "o", color=_CURRENT, markersize=5, label="current")
-        axes.vlines(place, np.minimum(was, now), np.maximum(was, now), color=_CURRENT, linewidth=1.2)
+        axes.bar(place, was, width=0.8, color=REFERENCE, alpha=0.55, label="reference")
+        axes.plot(place, now, "o", color=CURRENT, markersize=5, label="current")
+        axes.vlines(place, np.minimum(was, now), np.maximum(was, now), color=CURRENT, linewidth=1.2)
         axes.set_xticks(place, labels, rotation=45, ha="right", rotation_mode="anchor", fontsize=7)
         axes.set_title(_title(grid, name), loc="left", fontsize=10)
         axes.set_xlim(-0.6, max(len(labels), 4) - 0.4)
         axes.set_ylim(0, None)
         axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g} %")
         axes.tick_params(axis="y", labelsize=8)
-        _clean(axes)
+        tidy_axes(axes)
         if number == 0:
             figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False)
-    return _png(figure)
+    return png(figure)
 
 
 def quality_figure(frame: pd.DataFrame, reference: float, metric: str) -> bytes:
@@ -105,27 +107,27 @@ def quality_figure(frame: pd.DataFrame, reference: float, metric: str) -> bytes:
     axes = figure.add_subplot()
     moments = frame["window"]
     axes.fill_between(
-        moments, frame["low"], frame["high"], color=_CURRENT, alpha=0.2, linewidth=0, label="95 % interval"
+        moments, frame["low"], frame["high"], color=CURRENT, alpha=0.2, linewidth=0, label="95 % interval"
     )
-    axes.plot(moments, frame["value"], color=_CURRENT, marker="o", markersize=3.5, linewidth=1.5, label="live")
-    axes.axhline(reference, color=_INK, linestyle="--", linewidth=1.2, label=f"held-out {reference:.3f}")
+    axes.plot(moments, frame["value"], color=CURRENT, marker="o", markersize=3.5, linewidth=1.5, label="live")
+    axes.axhline(reference, color=INK, linestyle="--", linewidth=1.2, label=f"held-out {reference:.3f}")
     locator = AutoDateLocator()
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
     axes.set_ylabel(metric)
     axes.set_title(f"{metric} on {int(frame['n'].sum()):,} labelled rows", loc="left")
-    _clean(axes)
+    tidy_axes(axes)
     figure.legend(loc="outside upper right", ncols=3, frameon=False, fontsize=9)
-    return _png(figure)
+    return png(figure)
 
 
 def _draw_bar(axes: Axes, row: int, entry: FeatureDrift, end: float) -> None:
     axes.barh(row, min(entry.psi, end), height=0.62, color=COLOURS[entry.level])
     low, high = min(entry.psi_low, end), min(entry.psi_high, end)
-    axes.plot([low, high], [row, row], color=_INK, linewidth=1.2, solid_capstyle="butt")
+    axes.plot([low, high], [row, row], color=INK, linewidth=1.2, solid_capstyle="butt")
     beyond = entry.psi > end
     axes.annotate(f"{entry.psi:.2f}" + (" →" if beyond else ""), (1, row), (6, 0), xycoords=("axes fraction", "data"),
-                  textcoords="offset points", va="center", fontsize=8, color=_INK)  # fmt: skip
+                  textcoords="offset points", va="center", fontsize=8, color=INK)  # fmt: skip
 
 
 def _shares(
@@ -137,10 +139,11 @@ def _shares(
         upto = np.cumsum(was.cells) / max(was.cells.sum(), 1)
         group = np.minimum(np.ceil(upto * _MOST_CELLS - 1e-9), _MOST_CELLS).astype(int)
         group = np.unique(group, return_inverse=True)[1]
-        labels = [f"≤ {_tick(cells.edges[np.flatnonzero(group == g)[-1]])}" for g in range(group.max(initial=-1) + 1)]
+        ends = [cells.edges[np.flatnonzero(group == g)[-1]] for g in range(group.max(initial=-1) + 1)]
+        labels = [f"≤ {short_number(end)}" for end in ends]
     else:
         group = np.arange(len(cells.levels))
-        labels = [_short(level) for level in cells.levels[:_MOST_CELLS]]
+        labels = [short_text(level) for level in cells.levels[:_MOST_CELLS]]
     sides = []
     for side in (was, now):
         held = np.bincount(group, side.cells)[: len(labels)]
@@ -156,29 +159,9 @@ def _title(grid: ReferenceGrid, name: str) -> str:
     return f"{name} ({_MOST_CELLS} of {n_levels} levels)" if n_levels > _MOST_CELLS else name
 
 
-def _tick(value: float) -> str:
-    return f"{value:,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.3g}"
-
-
-def _short(level: str) -> str:
-    return level if len(level) <= 14 else f"{level[:13]}…"
-
-
 def _state(report: DriftReport) -> str:
     return "no drift" if report.level == "none" else report.level
 
 
 def _p_text(p: float) -> str:
     return "< 1e-6" if p < 1e-6 else f"{p:.2g}"
-
-
-def _clean(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set_axisbelow(True)
-
-
-def _png(figure: Figure) -> bytes:
-    FigureCanvasAgg(figure)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    return buffer.getvalue()

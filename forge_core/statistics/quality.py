@@ -12,7 +12,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Task = Literal["classification", "regression"]
+# A classification has two classes and one probability a row, that of the second class; a multiclass has more, and a
+# probability for each.
+Task = Literal["classification", "multiclass", "regression"]
 Floats = NDArray[np.float64]
 Metric = Callable[[Floats, Floats, Floats], float]
 
@@ -86,6 +88,36 @@ def _r2(y: Floats, p: Floats, w: Floats) -> float:
     return 1.0 - _mean((p - y) ** 2, w) / spread if spread else float("nan")
 
 
+def _top_accuracy(y: Floats, p: Floats, w: Floats) -> float:
+    return _mean(p.argmax(axis=1) == y, w)
+
+
+def _many_log_loss(y: Floats, p: Floats, w: Floats) -> float:
+    chosen = p[np.arange(len(y)), y.astype(int)]
+    return _mean(-np.log(np.clip(chosen, _TINY, 1)), w)
+
+
+def _many_brier(y: Floats, p: Floats, w: Floats) -> float:
+    return _mean(((p - np.eye(p.shape[1])[y.astype(int)]) ** 2).sum(axis=1), w)
+
+
+def _macro_auc(y: Floats, p: Floats, w: Floats) -> float:
+    """Return the mean over the classes that are there of each one's area against the rest (Provost, Domingos 2000)."""
+    areas = [_roc_auc((y == number).astype(float), p[:, number], w) for number in range(p.shape[1])]
+    return float(np.nanmean(areas)) if not np.isnan(areas).all() else float("nan")
+
+
+def _macro_f1(y: Floats, p: Floats, w: Floats) -> float:
+    chosen = p.argmax(axis=1)
+    scores = []
+    for number in range(p.shape[1]):
+        hits = w[(chosen == number) & (y == number)].sum()
+        named = w[chosen == number].sum() + w[y == number].sum()
+        if named:
+            scores.append(2 * hits / named)
+    return float(np.mean(scores))
+
+
 METRICS: Mapping[Task, Mapping[str, Metric]] = {
     "classification": {
         "accuracy": _accuracy,
@@ -94,6 +126,13 @@ METRICS: Mapping[Task, Mapping[str, Metric]] = {
         "brier": _brier,
         "precision": _precision,
         "recall": _recall,
+    },
+    "multiclass": {
+        "accuracy": _top_accuracy,
+        "roc_auc": _macro_auc,
+        "log_loss": _many_log_loss,
+        "brier": _many_brier,
+        "f1": _macro_f1,
     },
     "regression": {"rmse": _rmse, "mae": _mae, "r2": _r2},
 }
@@ -107,16 +146,25 @@ def log_loss_per_row(y_true: ArrayLike, probability: ArrayLike) -> Floats:
 
 
 def classification_metrics(y_true: ArrayLike, probability: ArrayLike) -> dict[str, float]:
-    """Return every metric of a two-class problem; `probability` is that of class 1, shape (n_rows,)."""
-    return _all("classification", y_true, probability)
+    """Return every metric of a classification.
+
+    Parameters
+    ----------
+    y_true : array-like of shape (n_rows,)
+        Numbers of the classes, from 0 on.
+    probability : array-like of shape (n_rows,) or (n_rows, n_classes)
+        That of class 1, or of each class.
+    """
+    return all_metrics("classification" if np.ndim(probability) == 1 else "multiclass", y_true, probability)
 
 
 def regression_metrics(y_true: ArrayLike, prediction: ArrayLike) -> dict[str, float]:
     """Return every metric of a regression, shapes (n_rows,)."""
-    return _all("regression", y_true, prediction)
+    return all_metrics("regression", y_true, prediction)
 
 
-def _all(task: Task, y_true: ArrayLike, prediction: ArrayLike) -> dict[str, float]:
+def all_metrics(task: Task, y_true: ArrayLike, prediction: ArrayLike) -> dict[str, float]:
+    """Return every metric of a task."""
     y, p = np.asarray(y_true, float), np.asarray(prediction, float)
     weights = np.ones(len(y))
     return {name: metric(y, p, weights) for name, metric in METRICS[task].items()}
@@ -140,7 +188,8 @@ def bootstrap_interval(
     metric : str
         A key of `METRICS[task]`.
     y_true, prediction : array-like of shape (n_rows,)
-        Labels, and the probability of class 1 (or the predicted number).
+        Labels, and the probability of class 1 (or the predicted number); of shape (n_rows, n_classes) with
+        more than two classes.
     groups : array-like of shape (n_rows,), optional
         Cluster of each row (its day, say); whole clusters are drawn.
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from numpy.typing import ArrayLike
 
-from forge_core.models.evaluation import classifier_figure, residual_figure
+from forge_core.models.evaluation_pictures import evaluation_figure
 from forge_core.statistics.quality import classification_metrics, regression_metrics
 
 logger = logging.getLogger(__name__)
@@ -93,12 +93,12 @@ class ExperimentTracker:
 
         if y_prob is None:
             self.log_metrics(regression_metrics(y_true, y_pred))
-            self.log_bytes(residual_figure(y_true, y_pred, "Held-out rows"), "pictures/residuals.png")
+            self.log_bytes(evaluation_figure("regression", y_true, y_pred, "Held-out rows", []), "pictures/residuals.png")
             return
         probability = np.asarray(y_prob, float)
         probability = probability[:, 1] if probability.ndim == 2 else probability
         self.log_metrics(classification_metrics(y_true, probability))
-        self.log_bytes(classifier_figure(y_true, probability, "Held-out rows"), "pictures/evaluation.png")
+        self.log_bytes(evaluation_figure("classification", y_true, probability, "Held-out rows", [0, 1]), "pictures/evaluation.png")
 
 
 def track_experiment(experiment_name: str, *, tracking_uri: str | None = None) -> Callable[[F], F]:

@@ -7,7 +7,7 @@ in, so the same inputs give the same candidate and a repeated step overwrites it
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,20 +18,21 @@ import pandas as pd
 from forge_core.data.splits import DataSplit
 from forge_core.data.versions import load_contract, load_manifest
 from forge_core.errors import NotEnoughSamples
-from forge_core.models.compiled import compile_pipeline, measure_parity
+from forge_core.models.behaviour import check_behaviour, check_latency
+from forge_core.models.compiled import CompiledModel, NativeModel, compile_pipeline, measure_parity
 from forge_core.models.evaluation import (
     Evaluation,
     Verdict,
-    classifier_figure,
     evaluate_predictions,
     judge,
-    residual_figure,
 )
+from forge_core.models.evaluation_pictures import evaluation_figure
 from forge_core.models.model_trainer import get_model_trainer, score
+from forge_core.models.target import Learning, classes_of, labels_as_numbers, task_of
 from forge_core.models.version import VersionFolder, dump_pipeline, load_pipeline, write_parts
 from forge_core.monitoring.windows import ReferenceProfile
 from forge_core.policy import GatePolicy
-from forge_core.statistics.quality import Task
+from forge_core.statistics.quality import Floats
 from forge_core.storage import Storage
 from forge_core.training.datasets import SplitRequest, load_split
 
@@ -42,7 +43,7 @@ class Recipe:
 
     split: SplitRequest
     model_type: str
-    task: Task
+    task: Learning
     hyperparameters: tuple[tuple[str, Any], ...]
 
     @property
@@ -81,35 +82,59 @@ def evaluate(
         When the held-out part has fewer than two rows, or one class only.
     """
     parts = load_split(storage, recipe.split)
-    y = parts.y_test.to_numpy(float)
-    if len(y) < 2 or (recipe.task == "classification" and len(np.unique(y)) < 2):
+    pipeline = _pipeline(storage, recipe)
+    task, classes = task_of(pipeline), classes_of(pipeline) or []
+    y = labels_as_numbers(parts.y_test, pipeline)
+    if len(y) < 2 or (classes and len(np.unique(y)) < 2):
+        found = parts.y_test.unique().tolist()
         raise NotEnoughSamples(
-            f"expected held-out rows of both classes, found {len(y)} rows with {np.unique(y).tolist()}; widen the data"
+            f"expected held-out rows of at least two classes, found {len(y)} rows with {found}; widen the data"
         )
     times = parts.test[recipe.split.time_column] if recipe.split.time_column else None
-    candidate = score(_pipeline(storage, recipe), parts.X_test)
-    if champion is not None:
+    candidate = score(pipeline, parts.X_test)
+    if champion is not None and classes_of(champion.pipeline) == classes_of(pipeline):
         incumbent = score(champion.pipeline, parts.test[champion.contract.feature_columns])
-    else:
-        incumbent = np.full(len(y), pd.concat([parts.y_train, parts.y_val]).mean())
+    else:  # a champion that says other things cannot be compared with
+        champion_name = "the training mean"
+        incumbent = _constant(labels_as_numbers(pd.concat([parts.y_train, parts.y_val]), pipeline), len(y), candidate)
     evaluation = evaluate_predictions(
         y,
         candidate,
-        task=recipe.task,
+        task=task,
         times=times,
         slices=parts.X_test.select_dtypes(exclude="number"),
         slice_metric=policy.metric,
         confidence=policy.confidence,
     )
-    verdict = judge(evaluation, y, candidate, incumbent, policy=policy, incumbent_name=champion_name, times=times)
-    draw = classifier_figure if recipe.task == "classification" else residual_figure
-    storage.write_bytes(
-        recipe.key("evaluation.png"), draw(y, candidate, f"{recipe.model_type} on {len(y):,} held-out rows")
-    )
+    behaviour = check_behaviour(policy.behaviour, lambda rows: score(pipeline, rows), parts.X_test)
+    if policy.max_latency_ms is not None:
+        behaviour.append(check_latency(_ask_one(pipeline, parts.X_test), policy.max_latency_ms))
+    verdict = judge(
+        evaluation, y, candidate, incumbent,
+        policy=policy, incumbent_name=champion_name, times=times, behaviour=behaviour,
+    )  # fmt: skip
+    title = f"{recipe.model_type} on {len(y):,} held-out rows"
+    storage.write_bytes(recipe.key("evaluation.png"), evaluation_figure(task, y, candidate, title, classes))
     storage.write_json(
         recipe.key("evaluation.json"), {"evaluation": evaluation.to_dict(), "verdict": verdict.to_dict()}
     )
     return evaluation, verdict
+
+
+def _constant(y: Floats, n_rows: int, like: Floats) -> Floats:
+    """Return what knows nothing: the training mean, or with many classes their shares."""
+    if like.ndim == 1:
+        return np.full(n_rows, y.mean())
+    return np.tile(np.bincount(y.astype(int), minlength=like.shape[1]) / len(y), (n_rows, 1))
+
+
+def _ask_one(pipeline: Any, rows: pd.DataFrame) -> Callable[[], Any]:
+    """Return what answers one row as it will be served."""
+    onnx, _ = compile_pipeline(pipeline)
+    model = CompiledModel(onnx) if onnx is not None else NativeModel(pipeline, list(rows.columns))
+    row = rows.head(1)
+    columns = {name: row[name].astype(object).where(row[name].notna(), None).tolist() for name in row.columns}
+    return lambda: model.score(columns)
 
 
 def compile_candidate(storage: Storage, recipe: Recipe, *, tolerance: float) -> dict[str, Any]:
@@ -152,7 +177,9 @@ def assemble(storage: Storage, recipe: Recipe, folder: Path, *, lineage: Mapping
     contract = load_contract(storage, recipe.split.dataset_id)
     numerical = [c for c in contract.feature_columns if contract.kinds[c] in ("number", "integer")]
     categorical = [c for c in contract.feature_columns if c not in numerical]
-    outputs = pd.DataFrame({"probability": score(pipeline, parts.X_test)})
+    scores = score(pipeline, parts.X_test)
+    # Of many classes the most probable one's probability is watched, as the API answers it.
+    outputs = pd.DataFrame({"probability": scores if scores.ndim == 1 else scores.max(axis=1)})
     reference = ReferenceProfile.build(parts.X_train, categorical, numerical, outputs=outputs)
     judged = storage.read_json(recipe.key("evaluation.json"))
     compiled = storage.read_json(recipe.key("compiled.json"))
@@ -167,14 +194,15 @@ def assemble(storage: Storage, recipe: Recipe, folder: Path, *, lineage: Mapping
         verdict=Verdict.from_dict(judged["verdict"]),
         compiled=compiled,
         onnx=storage.read_bytes(recipe.key("model.onnx")) if compiled["parity"] else None,
-        input_example=json.loads(example.to_json(orient="records"))[0],
+        input_example=json.loads(example.to_json(orient="records", date_format="iso"))[0],
         lineage={
             "dataset": recipe.split.dataset_id,
             "source": load_manifest(storage, recipe.split.dataset_id).source,
             "candidate": recipe.candidate_id,
             "model_type": recipe.model_type,
             "hyperparameters": dict(recipe.hyperparameters),
-            "task": recipe.task,
+            "task": task_of(pipeline),
+            "classes": classes_of(pipeline),
             "train_rows": len(parts.train) + len(parts.validation),
             **lineage,
         },

@@ -29,6 +29,7 @@ def load_split(storage: Storage, request: SplitRequest) -> DataSplit:
         frame,
         target_column=request.target,
         time_column=request.time_column,
+        key_column=None if request.time_column else contract.key,
         feature_columns=contract.feature_columns,
         validation_share=request.validation_share,
         test_share=request.test_share,

@@ -44,11 +44,11 @@ def test_all_faults_of_all_columns_are_told_at_once(rows: pd.DataFrame) -> None:
     rows.loc[0, "feature1"] = 1e6
     rows.loc[1, "feature2"] = None
     rows.loc[2, "target"] = 7
-    rows.loc[3, "sample_id"] = rows.loc[0, "sample_id"]
+    rows.loc[4, "sample_id"] = rows.loc[3, "sample_id"]
     checked = sample_contract().check(rows, 0.05)
     assert list(checked.quarantine.columns) == QUARANTINE_COLUMNS
     found = dict(zip(checked.quarantine["row_number"], checked.quarantine["column"], strict=True))
-    assert found == {0: "feature1", 1: "feature2", 2: "target", 3: "sample_id"}
+    assert found == {0: "feature1", 1: "feature2", 2: "target", 4: "sample_id"}
     reasons = checked.quarantine.set_index("row_number")["reason"]
     assert reasons[0] == "expected at most 100, found 1000000.0"
     assert reasons[2] == "expected one of 0, 1, found 7"
@@ -60,6 +60,13 @@ def test_a_repeated_key_keeps_its_first_row(rows: pd.DataFrame) -> None:
     checked = sample_contract().check(rows, 0.05)
     assert checked.quarantine["row_number"].tolist() == [5]
     assert 4 in checked.good.index
+
+
+def test_a_good_row_stays_where_only_a_bad_one_had_its_key(rows: pd.DataFrame) -> None:
+    rows.loc[5, "sample_id"], rows.loc[4, "feature1"] = rows.loc[4, "sample_id"], 1e6
+    checked = sample_contract().check(rows, 0.05)
+    assert checked.quarantine["row_number"].tolist() == [4]
+    assert 5 in checked.good.index
 
 
 def test_a_duplicate_index_loses_no_good_row(rows: pd.DataFrame) -> None:

@@ -66,7 +66,7 @@ def test_storage_writes_whole_files_and_never_leaves_its_root(tmp_path: Path) ->
     (tmp_path / "a" / ".half.draft").write_bytes(b"half")
     assert store.list("a") == ["a/rows.parquet"]
     assert store.read_frame("a/rows.parquet")["x"].tolist() == [1, 2]
-    with pytest.raises(ValueError, match="below the root"):
+    with pytest.raises(ConfigurationError, match="stays below"):
         store.read_bytes("../secret")
     with pytest.raises(DataNotFound, match="nothing is stored"):
         store.read_json("a/none.json")

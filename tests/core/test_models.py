@@ -99,7 +99,12 @@ def test_unknown_names_list_the_known_ones() -> None:
 
 @pytest.mark.parametrize(
     ("target", "words"),
-    [([1] * 3000, "found one"), (["a", "b"] * 1500, "map the labels"), ([None, 1.0] * 1500, "1500 missing")],
+    [
+        ([1] * 3000, "found one"),
+        ([0.5, 1.0] * 1500, "say task='regression'"),
+        ([f"c{i}" for i in range(3000)], "at most 50 classes"),
+        ([None, 1.0] * 1500, "1,500 missing"),
+    ],
 )
 def test_a_target_that_nothing_can_be_learnt_from_is_refused(target: list[object], words: str) -> None:
     with pytest.raises(UnusableTarget, match=words):
@@ -190,5 +195,5 @@ def test_held_out_rows_of_one_class_give_no_verdict(tmp_path: Path) -> None:
     split = SplitRequest(str(tmp_path), version.id, "target", "event_time", 0.1, 0.1, 0)
     made = Recipe(split, "gradient_boosting", "classification", (("max_iter", 5),))
     candidate.fit(storage, made)
-    with pytest.raises(NotEnoughSamples, match="both classes"):
+    with pytest.raises(NotEnoughSamples, match="at least two classes"):
         candidate.evaluate(storage, made, policy=GatePolicy(), champion=None, champion_name="the training mean")

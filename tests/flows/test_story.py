@@ -77,9 +77,12 @@ def test_training_leaves_a_live_champion_with_every_part(stack: Settings, traine
         assert folder.contract.feature_columns == ["feature1", "feature2"]
 
 
-def test_the_run_leaves_tables_and_pictures(prefect: PrefectApi, trained: dict[str, Any]) -> None:
+def test_the_run_leaves_tables_and_pictures(stack: Settings, prefect: PrefectApi, trained: dict[str, Any]) -> None:
     found = prefect.call("POST", "/artifacts/filter", {"flow_runs": {"id": {"any_": [trained["id"]]}}})
     kinds = {artifact["key"]: artifact["type"] for artifact in found}
+    assert kinds["sample-data"] == "markdown" and kinds["sample-data-columns"] == "image"
+    assert kinds["sample-parity"] == "table"
+    assert Ledger(stack.ledger).events("sample", "promoted")[0]["details"]["parity"]["passed"]
     assert kinds["sample-metrics"] == kinds["sample-gate"] == kinds["sample-trials"] == "table"
     assert kinds["sample-evaluation"] == "image" and kinds["sample-held-out-drift"] == "markdown"
 

@@ -153,10 +153,14 @@ def _cut(ground: Ground, kill: Kill, since: str) -> None:
 
 def _cut_promoted(ground: Ground, kill: Kill, since: str) -> None:
     """Kill between the ledger's promotion and Serve's: the next run must bring the version live."""
-    before = read_state(ground.ledger)[0]
+
+    def champion() -> str | None:
+        return read_state(ground.ledger)[1]["models"].get("sample", {}).get("champion")
+
+    before = champion()
 
     def promoted(_: Run) -> bool:
-        return read_state(ground.ledger)[0] != before
+        return champion() != before
 
     parameters = {"model": "sample", "source": "sample:?rows=6000", "trials": 2}
     _cut_and_repeat(ground, kill, "sample", parameters, promoted)

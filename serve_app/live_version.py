@@ -1,0 +1,96 @@
+"""One version as the router sees it: what it accepts, what it says of itself, and the way to its variant."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ray import serve
+
+from forge_core.data.contracts import Contract
+from forge_core.deployment.mirror import mirrored_version
+from forge_core.deployment.routing_table import variant_name
+from forge_core.errors import SchemaViolation
+from forge_core.statistics.quality import Task
+from forge_core.storage import Storage
+from serve_app.lanes import Lane
+
+
+@dataclass(frozen=True)
+class LiveVersion:
+    """What the router knows of a version it holds: its contract, what /model/info says, and the lane to its variant."""
+
+    model: str
+    version: str
+    contract: Contract
+    columns: list[str]
+    task: Task
+    classes: list[Any]
+    info: dict[str, Any]
+    example: dict[str, Any]
+    lane: Lane
+
+
+def load_live_version(storage: Storage, model: str, version: str) -> LiveVersion:
+    """Return a mirrored version with a lane to its Serve application."""
+    with mirrored_version(storage, model, version) as folder:
+        contract, example = folder.contract, folder.input_example
+        info = {
+            "name": model,
+            "version": version,
+            "task": folder.task,
+            "features": {c: contract.kinds[c] for c in contract.feature_columns},
+            "serves": folder.compiled,
+            "metrics": {name: m.to_dict() for name, m in folder.evaluation.metrics.items()},
+            "features_hash": folder.features_hash,
+            "lineage": folder.lineage,
+            "example": {"features": example},
+        }
+        task, classes = folder.task, folder.classes or []
+    handle = serve.get_app_handle(variant_name(model, version))
+
+    async def send(rows: list[Any]) -> Sequence[Any]:
+        return await handle.score.remote(rows)
+
+    return LiveVersion(model, version, contract, contract.feature_columns, task, classes, info, example, Lane(send))
+
+
+def checked_rows(live: LiveVersion, records: Sequence[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    """Return records as rows in the order of the contract's features.
+
+    Raises
+    ------
+    SchemaViolation
+        With every fault in `context["faults"]`, and in a batch its row.
+    """
+    rows, faults = [], []
+    for number, record in enumerate(records):
+        try:
+            row = live.contract.check_row(record)
+            rows.append(tuple(row[c] for c in live.columns))
+        except SchemaViolation as error:
+            faults += [{**fault, **({"row": number} if len(records) > 1 else {})} for fault in error.context["faults"]]
+    if faults:
+        shown = "; ".join(f"{f['field']}: {f['reason']}" for f in faults[:5])
+        raise SchemaViolation(f"{len(faults)} faults: {shown}", context={"faults": faults[:100]})
+    return rows
+
+
+def answer(live: LiveVersion, score: float | list[float]) -> tuple[Any, float | None]:
+    """Return (prediction, probability of the predicted class, or None for regression).
+
+    Parameters
+    ----------
+    score : float or list of float
+        The predicted number; with two classes the probability of the second, with more that of each.
+    """
+    if isinstance(score, list):
+        most = max(range(len(score)), key=score.__getitem__)
+        return live.classes[most], score[most]
+    if live.task == "regression":
+        return score, None
+    return (live.classes[1], score) if score >= 0.5 else (live.classes[0], 1.0 - score)
+
+
+def watched(score: float | list[float]) -> float:
+    """Return the one number of a score that windows count: with many classes the greatest probability."""
+    return max(score) if isinstance(score, list) else score
