@@ -108,9 +108,9 @@ class Rejects:
 
 
 def slices(frame: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    """Give a frame in batches."""
+    """Give a frame in batches, each numbered from 0."""
     for start in range(0, len(frame), BATCH_ROWS):
-        yield frame.iloc[start : start + BATCH_ROWS]
+        yield frame.iloc[start : start + BATCH_ROWS].reset_index(drop=True)
 
 
 def check_names(names: Iterable[object], address: str) -> list[str]:

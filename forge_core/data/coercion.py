@@ -171,7 +171,8 @@ def _cast(values: pd.Series, to: pa.DataType) -> pd.Series | None:
     if pa.types.is_floating(to):
         return pd.Series(numbers.to_numpy(zero_copy_only=False), index=values.index, name=values.name)
     dtype = "Int64" if numbers.null_count else "int64"
-    return pd.Series(numbers.to_pandas(integer_object_nulls=True), index=values.index, name=values.name).astype(dtype)
+    cells = numbers.to_pandas(integer_object_nulls=True).to_numpy()
+    return pd.Series(cells, index=values.index, name=values.name).astype(dtype)
 
 
 def _cast_all(texts: pa.Array, to: pa.DataType) -> pa.Array | None:

@@ -32,6 +32,8 @@ def read_delimited(file: File, rejects: Rejects) -> Iterator[pd.DataFrame]:
         if names is None or not text.fill():
             return
 
+        n_rows, before, last = 0, rejects.n_rejected, None
+
         def reject(row: pc.InvalidRow) -> str:
             reason = f"expected {row.expected_columns} cells, found {row.actual_columns}"
             rejects.add(row.number - 1, "is_row", row.text or "", reason + file.suffix_of_reason)
@@ -47,7 +49,6 @@ def read_delimited(file: File, rejects: Rejects) -> Iterator[pd.DataFrame]:
                 column_types=dict.fromkeys(names, pa.string()), null_values=MISSING, strings_can_be_null=True
             ),
         )
-        n_rows, before, last = 0, rejects.n_rejected, None
         for block in reader:
             for start in range(0, len(block), BATCH_ROWS):
                 last = block.slice(start, BATCH_ROWS).to_pandas()

@@ -103,7 +103,10 @@ class KindTally:
             self._read(texts.astype("str"))
 
     def _read(self, texts: pd.Series) -> None:
-        """Look at what texts read as."""
+        """Look at what texts read as; the first ones show which questions need not be asked of the rest."""
+        if not self.texts and len(texts) > 2 * _ENOUGH:
+            self._read(texts.iloc[:_ENOUGH])
+            texts = texts.iloc[_ENOUGH:]
         blank = (texts.str.strip() == "").to_numpy(bool)
         if blank.any():
             self.blank += int(blank.sum())
@@ -118,7 +121,8 @@ class KindTally:
         if self.reads_as["datetime"] == before and pd.Series(texts.iloc[:1]).str.fullmatch(ISO_TIME).all():
             iso = texts.str.fullmatch(ISO_TIME).to_numpy(bool)
             self.reads_as["datetime"] += int((iso & ~coerce(texts, "datetime").bad).sum())
-        self.padded = self.padded or bool(texts.str.fullmatch(_PADDED).any())
+        if not self.padded and 2 * self.reads_as["number"] > before:
+            self.padded = bool(texts.str.fullmatch(_PADDED).any())
 
 
 def tally_kinds(batches: Iterable[pd.DataFrame], *, untyped: bool = False) -> dict[str, KindTally]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from forge_core.data.batches import Rejects, typed_column
+from forge_core.data.batches import Rejects, slices, typed_column
 from forge_core.data.coercion import coerce
 from forge_core.data.contracts import Contract
 from forge_core.data.kinds import ISO_TIME, tally_kinds
@@ -147,7 +147,7 @@ def _joined(batches: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 def _typed(frame: pd.DataFrame) -> pd.DataFrame:
     """Return text columns as what all of their cells read as; times stay text until they are tidied."""
-    tallies = tally_kinds([frame], untyped=True)
+    tallies = tally_kinds(slices(frame), untyped=True)
     kinds = {name: tally.kind for name, tally in tallies.items() if tally.clean}
     chosen = {name: kind for name, kind in kinds.items() if kind in ("number", "integer", "boolean")}
     return frame.assign(**{name: _plain_type(coerce(frame[name], kind).values) for name, kind in chosen.items()})

@@ -2,7 +2,7 @@
 
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -134,8 +134,12 @@ class SqlSource:
                     connection.commit()
             except SQLAlchemyError as error:
                 raise self._explained(error, connecting=True) from error
-            with connection:
+            try:
                 yield connection
+            finally:
+                # Where the caller left early, the garbage collector may have closed it already.
+                with suppress(SQLAlchemyError):
+                    connection.close()
         finally:
             engine.dispose()
 

@@ -142,6 +142,9 @@ def _numbers(values: Sequence[Any]) -> NDArray[np.float32]:
 
 def _register_converters() -> None:
     """Teach skl2onnx histogram boosting: its tree attributes arrive as numpy types that onnx no longer takes."""
+    from forge_core.models.mlp import register_onnx_converters
+
+    register_onnx_converters()
     from skl2onnx import update_registered_converter
     from skl2onnx._supported_operators import sklearn_operator_name_map
     from skl2onnx.common.shape_calculator import (

@@ -23,6 +23,7 @@ from sklearn.pipeline import Pipeline
 
 from forge_core.data.feature_engineering import FeatureEngineer
 from forge_core.errors import ConfigurationError, ModelNotFound
+from forge_core.models.mlp import TorchClassifier, TorchRegressor
 from forge_core.models.target import Learning, checked_target, labels_as_numbers, task_of
 from forge_core.statistics.quality import all_metrics
 
@@ -48,6 +49,7 @@ MODELS: dict[str, ModelKind] = {
     "gradient_boosting": ModelKind(
         HistGradientBoostingClassifier, HistGradientBoostingRegressor, {"early_stopping": False}
     ),
+    "mlp": ModelKind(TorchClassifier, TorchRegressor, {}, scale=True),
 }
 
 

@@ -45,6 +45,8 @@ REQUIRED = (
 TRUSTED_TYPES = frozenset(
     {
         "forge_core.data.feature_engineering.FeatureEngineer",
+        "forge_core.models.mlp.TorchClassifier",
+        "forge_core.models.mlp.TorchRegressor",
         "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
         "sklearn.tree._tree.Tree",
     }

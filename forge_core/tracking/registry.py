@@ -6,24 +6,28 @@ has been uploaded, so nothing half-registered can be found.
 """
 
 import logging
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from forge_core.errors import ModelNotFound, ServiceUnavailable
-from forge_core.models.version import TRUSTED_TYPES, VersionFolder
+from forge_core.errors import ModelError, ModelNotFound
+from forge_core.models.version import VersionFolder
+from forge_core.tracking.mlmodel import write_mlmodel
+from forge_core.tracking.model_card import model_card
+from forge_core.tracking.names import check_alias, check_model_name, value_that_fits
+from forge_core.tracking.server import translated
+
+__all__ = ["CHALLENGER", "CHAMPION", "PREVIOUS", "RegisteredVersion", "Registry", "load_version", "write_mlmodel"]
 
 logger = logging.getLogger(__name__)
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 _CANDIDATE, _GATE = "forge.candidate", "forge.gate"
-
-# Named, or MLflow starts a process that loads the model to find out (16 s).
-_REQUIREMENTS = ["mlops-forge", "scikit-learn", "skops", "pandas"]
+_PROTECTED = ("protected", "forge.protected")
+_LONGEST_DESCRIPTION = 5000  # of MLflow
 
 
 @dataclass(frozen=True)
@@ -70,10 +74,19 @@ class Registry:
             The candidate's content address; the key that makes this step repeatable.
         gate : {"passed", "refused"}
             What the gate said, kept as a tag.
+
+        Raises
+        ------
+        ConfigurationError
+            For a model name that cannot be one.
+        IncompleteVersion
+            When the folder lacks a part.
         """
         from mlflow.exceptions import MlflowException
 
-        VersionFolder.open(folder)
+        check_model_name(model)
+        card = model_card(model, VersionFolder.open(folder))
+        (folder / "card.md").write_text(card)
         with self._translated():
             try:
                 self.client.create_registered_model(model)
@@ -94,6 +107,7 @@ class Registry:
                 run_id=run_id,
                 model_id=logged.model_id,
                 tags={**(tags or {}), _CANDIDATE: candidate, _GATE: gate},
+                description=value_that_fits(card, _LONGEST_DESCRIPTION),
             )
         logger.info("registered model=%s version=%s gate=%s", model, made.version, gate)
         return _registered(made)
@@ -108,6 +122,7 @@ class Registry:
         """
         from mlflow.exceptions import MlflowException
 
+        check_model_name(model)
         with self._translated():
             try:
                 found = (
@@ -134,6 +149,7 @@ class Registry:
 
     def versions(self, model: str) -> list[RegisteredVersion]:
         """Return every version of a model, oldest first."""
+        check_model_name(model)
         with self._translated():
             found = self.client.search_model_versions(f"name = '{model}'")
         return sorted((_registered(v) for v in found), key=lambda v: int(v.version))
@@ -151,7 +167,14 @@ class Registry:
             yield VersionFolder.open(local)
 
     def set_alias(self, version: RegisteredVersion, alias: str) -> None:
-        """Point an alias at a version; the champion it replaces becomes `previous`."""
+        """Point an alias at a version; the champion it replaces becomes `previous`.
+
+        Raises
+        ------
+        ConfigurationError
+            For an alias that cannot be one.
+        """
+        check_alias(alias)
         with self._translated():
             if alias == CHAMPION:
                 current = self.find(version.model, CHAMPION)
@@ -164,55 +187,49 @@ class Registry:
         with self._translated():
             self.client.delete_registered_model_alias(model, alias)
 
+    def aliases(self, model: str) -> dict[str, str]:
+        """Return each alias of a model and the version it points at."""
+        with self._translated():
+            return {alias: str(v) for alias, v in self.client.get_registered_model(model).aliases.items()}
+
+    def set_tag(self, version: RegisteredVersion, key: str, value: str) -> None:
+        """Set a tag of a version; `protected` = `true` keeps it from being deleted."""
+        with self._translated():
+            self.client.set_model_version_tag(version.model, version.version, key, value)
+
+    def delete_version(self, model: str, which: str, *, serving: Mapping[str, Any] | None = None) -> RegisteredVersion:
+        """Delete a version from the registry and return what it was; its run and files stay with MLflow.
+
+        Parameters
+        ----------
+        serving : mapping, optional
+            The desired serving state, `{"models": {name: {"champion": "3", "previous": "2"}}}`.
+
+        Raises
+        ------
+        ModelError
+            When an alias points at it, it is live or was before, or it is tagged `protected`; says which.
+        """
+        version = self.resolve(model, which)
+        roles = ((serving or {}).get("models", {}).get(model) or {}).items()
+        reasons = [f"the alias {a!r} points at it" for a, v in self.aliases(model).items() if v == version.version]
+        reasons += [f"it is {role} in the serving state" for role, v in roles if v == version.version]
+        reasons += [f"its tag {t!r} is true" for t in _PROTECTED if version.tags.get(t, "").lower() == "true"]
+        if reasons:
+            raise ModelError(
+                f"version {version.version} of {model!r} is not deleted: {' and '.join(reasons)}; "
+                "deploy another version, or take that away first"
+            )
+        with self._translated():
+            self.client.delete_model_version(model, version.version)
+        return version
+
     def by_candidate(self, model: str, candidate: str) -> RegisteredVersion | None:
         """Return the version made from a candidate, or None."""
         return next((v for v in self.versions(model) if v.tags.get(_CANDIDATE) == candidate), None)
 
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        from mlflow.exceptions import MlflowException
-        from requests.exceptions import RequestException
-
-        try:
-            yield
-        except RequestException as error:
-            raise unreachable(self.tracking_uri, error) from error
-        except MlflowException as error:
-            if "Max retries exceeded" in str(error) or "Connection refused" in str(error):
-                raise unreachable(self.tracking_uri, error) from error
-            raise
-
-
-def unreachable(tracking_uri: str, error: Exception) -> ServiceUnavailable:
-    """Return the error that says where MLflow was looked for and how to start it."""
-    return ServiceUnavailable(
-        f"expected MLflow at {tracking_uri}, found: {str(error)[:200]}; "
-        "start it with `make up` or set MLFLOW_TRACKING_URI"
-    )
-
-
-def write_mlmodel(folder: Path, pipeline: Any, example: Mapping[str, Any]) -> None:
-    """Make a folder a valid MLflow model (flavours `sklearn` and `python_function`), with signature and example."""
-    import mlflow.sklearn
-    import pandas as pd
-    from mlflow.models import infer_signature
-
-    rows = pd.DataFrame([example])
-    numbers = rows.select_dtypes("number").columns
-    rows[numbers] = rows[numbers].astype(float)
-    with tempfile.TemporaryDirectory() as path:
-        made = Path(path) / "model"
-        mlflow.sklearn.save_model(
-            pipeline,
-            str(made),
-            serialization_format=mlflow.sklearn.SERIALIZATION_FORMAT_SKOPS,
-            skops_trusted_types=sorted(TRUSTED_TYPES),
-            signature=infer_signature(rows, pipeline.predict(rows)),
-            pip_requirements=_REQUIREMENTS,
-        )
-        for file in made.iterdir():
-            if not (folder / file.name).exists():  # model.skops is one of our parts already
-                shutil.copy(file, folder)
+    def _translated(self) -> AbstractContextManager[None]:
+        return translated(self.tracking_uri)
 
 
 def load_version(reference: str, *, tracking_uri: str | None = None) -> Any:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from forge_core.data.coercion import Kind, coerce
 from forge_core.data.contracts import Contract, infer_contract
 from forge_core.data.flights import flights_contract
 from forge_core.data.quarantine import QUARANTINE_COLUMNS
@@ -252,3 +253,15 @@ def test_a_request_of_twelve_fields_takes_microseconds() -> None:
             contract.check_row(row)
         best = min(best, (time.perf_counter() - started) / 500)
     assert best < 60e-6  # 9 microseconds when nothing else runs
+
+
+@pytest.mark.parametrize("kind", ["integer", "number", "boolean", "datetime", "category"])
+def test_coercing_text_keeps_each_cell_in_its_row_whatever_the_index(kind: Kind) -> None:
+    cells = {"boolean": ["true", "false", "true"], "datetime": ["2024-01-01", "2024-01-02", "2024-01-03"]}
+    texts = pd.Series(cells.get(kind, ["10", "20", "30"]), dtype="str")
+    expected = coerce(texts, kind).values.tolist()
+    for index in ([2, 1, 0], [7, 7, 7], ["a", "b", "c"]):
+        found = coerce(texts.set_axis(index), kind).values
+        assert found.tolist() == expected and found.index.tolist() == index
+    gap = coerce(pd.Series(["1", None, "3"], index=[5, 4, 3], dtype="str"), "integer").values
+    assert gap.tolist() == [1, pd.NA, 3] and str(gap.dtype) == "Int64"

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pytest
 
 from forge_core.data import get_data_loader as from_the_room
-from forge_core.data.loaders import check_target, get_contract, get_data_loader, source_fingerprint
+from forge_core.data.catalogue import load_catalogue
+from forge_core.data.loaders import check_target, get_contract, get_data_loader, resolve, source_fingerprint
 from forge_core.data.sample import generate_sample_data
 from forge_core.errors import (
     ConfigurationError,
@@ -19,6 +20,7 @@ from forge_core.errors import (
     UnreadableData,
     UnusableTarget,
 )
+from forge_core.settings import get_settings
 
 
 @pytest.fixture
@@ -84,7 +86,7 @@ def test_empty_files_are_empty_data(tmp_path: Path) -> None:
         get_data_loader().load_data("sample:?rows=10&since=2030-01-01")
 
 
-@pytest.mark.parametrize("name", ["r.csv", "r.csv.gz", "r.csv.zst", "r.parquet", "r.json", "r.jsonl"])
+@pytest.mark.parametrize("name", ["r.csv", "r.csv.gz", "r.csv.zst", "r.parquet", "r.json", "r.jsonl", "r.xlsx"])
 def test_broken_files_are_unreadable_data(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b'\xff\xfe"a,b\n1,2,3\n\x00{')
     with pytest.raises(UnreadableData, match=name):
@@ -93,7 +95,7 @@ def test_broken_files_are_unreadable_data(tmp_path: Path, name: str) -> None:
 
 def test_unknown_kinds_and_options_list_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"flights: or sample: or ends in \.csv"):
-        get_data_loader().load_data(tmp_path / "rows.xlsx")
+        get_data_loader().load_data(tmp_path / "rows.xls")
     with pytest.raises(ConfigurationError, match="no option speed; known: rows"):
         get_data_loader().load_data("sample:?speed=3")
     with pytest.raises(ConfigurationError, match="cannot use rows='many'"):
@@ -152,6 +154,96 @@ def test_an_unusable_target_says_what_was_found() -> None:
     with pytest.raises(UnusableTarget, match="3 missing and none present"):
         check_target(frame, "none")
     check_target(frame, "text")
+
+
+CATALOGUE = """
+rows:
+  address: ${ROWS_FOLDER}/rows.csv
+  description: Three rows.
+  options: {delimiter: ";"}
+shop:
+  address: postgresql://reader:${SHOP_PASSWORD}@127.0.0.1:1/shop?table=orders
+"""
+
+
+def test_a_name_in_the_catalogue_is_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "catalogue.yaml").write_text(CATALOGUE)
+    (tmp_path / "rows.csv").write_text("a;b\n1;2\n")
+    monkeypatch.setenv("FORGE_CATALOGUE_FILE", str(tmp_path / "catalogue.yaml"))
+    monkeypatch.setenv("ROWS_FOLDER", str(tmp_path))
+    get_settings.cache_clear()
+    try:
+        assert get_data_loader().load_data("rows").to_dict("list") == {"a": [1], "b": [2]}
+        before = source_fingerprint("rows")
+        (tmp_path / "rows.csv").write_text("a;b\n3;4\n")
+        assert before is not None and source_fingerprint("rows") != before
+        with pytest.raises(ConfigurationError, match="the environment variable SHOP_PASSWORD, which is not set"):
+            resolve("shop")
+        monkeypatch.setenv("SHOP_PASSWORD", "p@ss/word")
+        source = resolve("shop")
+        with pytest.raises(ServiceUnavailable, match=r"reader:\*\*\*@127\.0\.0\.1:1/shop") as caught:
+            list(source.batches())
+        for secret in ("p@ss/word", "p%40ss%2Fword"):
+            assert secret not in str(caught.value) + source.address
+        with pytest.raises(ConfigurationError, match=r"bare name 'orders'.*has rows, shop"):
+            get_data_loader().load_data("orders")
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "folder" / "r.csv").write_text("a\n1\n")
+        assert len(get_data_loader().load_data("folder")) == 1
+    finally:
+        get_settings.cache_clear()
+
+
+def test_a_catalogue_that_cannot_be_used_says_why(tmp_path: Path) -> None:
+    file = tmp_path / "catalogue.yaml"
+    assert load_catalogue(file) == {}
+    for text, words in [
+        ("rows: {address: r.csv, adress: r.csv}", "rows.adress: Extra inputs"),
+        ("rows: {}", "rows.address: Field required"),
+        ("a/b: {address: r.csv}", "names without space, dot, colon or slash in .*found a/b"),
+        ("rows: [", "found: while parsing"),
+    ]:
+        file.write_text(text)
+        with pytest.raises(ConfigurationError, match=words):
+            load_catalogue(file)
+
+
+def test_the_catalogue_of_the_checkout_names_the_demo_sources() -> None:
+    entries = load_catalogue(Path("deployments/catalogue.yaml"))
+    assert {name: entry.address for name, entry in entries.items()} == {"flights": "flights:", "sample": "sample:"}
+
+
+def test_lines_that_are_no_rows_are_counted_and_too_many_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "r.csv").write_text("a,b\n1,2\n3\n5,6\n")
+    frame = get_data_loader().load_data(tmp_path / "r.csv")
+    assert frame.attrs["n_rejected"] == 1 and frame.attrs["rejects"][0]["reason"] == "expected 2 cells, found 1"
+    assert "lines_that_are_no_rows=1" in caplog.text
+    frame.to_parquet(tmp_path / "kept.parquet")  # attributes go into the file
+    (tmp_path / "r.csv").write_text("a,b\n1,2\n3\n5\n")
+    with pytest.raises(UnreadableData, match="2 of 3 lines are none"):
+        get_data_loader().load_data(tmp_path / "r.csv")
+
+
+def test_csv_cells_get_the_type_that_all_of_them_read_as(tmp_path: Path) -> None:
+    (tmp_path / "r.csv").write_text(
+        "n,x,flag,code,mixed,day\n1,1.5,true,007,1,2024-01-01\n2,,false,008,=1+1,2024-01-02\n"
+    )
+    frame = get_data_loader().load_data(tmp_path / "r.csv")
+    assert {c: str(t) for c, t in frame.dtypes.items()} == {
+        "n": "int64", "x": "float64", "flag": "bool", "code": "str", "mixed": "str", "day": "str",
+    }  # fmt: skip
+
+
+def test_batches_of_different_types_become_one_column(tmp_path: Path) -> None:
+    pd.DataFrame({"n": [1, 2], "late": [1, 2]}).to_parquet(tmp_path / "1.parquet")
+    pd.DataFrame({"n": [3.5, None]}).to_parquet(tmp_path / "2.parquet")
+    frame = get_data_loader().load_data(tmp_path)
+    assert [str(t) for t in frame.dtypes] == ["float64", "Int64"]
+    tidy = get_data_loader().preprocess_data(frame)
+    assert [str(t) for t in tidy.dtypes] == ["float64", "Int64"]
 
 
 def test_the_room_offers_its_doors() -> None:

@@ -105,8 +105,8 @@ def into_database(rows: pd.DataFrame, url: str, table: str) -> None:
 
 
 FILES = [
-    "r.csv", "r.csv.gz", "r.csv.zst", "r.tsv", "r.tsv.gz", "r.parquet", "r.json", "r.jsonl", "r.jsonl.gz", "r.jsonl.zst",
-    "r.xlsx",
+    "r.csv", "r.csv.gz", "r.csv.zst", "r.tsv", "r.tsv.gz", "r.parquet", "r.json", "r.jsonl", "r.jsonl.gz",
+    "r.jsonl.zst", "r.xlsx",
 ]  # fmt: skip
 
 
@@ -124,13 +124,13 @@ def postgres() -> Iterator[str]:
 def gathered(source: str | Path | pd.DataFrame, **options: object) -> pd.DataFrame:
     """Return a source's rows as the contract types them."""
     opened = open_source(source, **options)
-    frame = pd.concat([CONTRACT.check(batch).good for batch in opened.batches()], ignore_index=True)
+    frame = pd.concat([CONTRACT.check(batch, max_bad_share=0).good for batch in opened.batches()], ignore_index=True)
     assert opened.rejects.empty
     return frame.sort_values("id", ignore_index=True)[list(CONTRACT.kinds)]
 
 
 def same(found: pd.DataFrame, rows: pd.DataFrame) -> None:
-    pd.testing.assert_frame_equal(found, CONTRACT.check(rows).good)
+    pd.testing.assert_frame_equal(found, CONTRACT.check(rows, max_bad_share=0).good)
     assert len(found) == N
 
 
@@ -183,7 +183,7 @@ def test_postgresql_types_keep_their_gaps(postgres: str) -> None:
         "(NULL, NULL, NULL, NULL, NULL, NULL)) AS t(i, d, b, day, j, w)"
     )
     (batch,) = open_source(postgres, query=query).batches()
-    assert [str(t) for t in batch.dtypes] == ["Int64", "float64", "boolean", "datetime64[us]", "str", "str"]
+    assert [str(t) for t in batch.dtypes] == ["Int64", "float64", "boolean", "datetime64[s]", "str", "str"]
     assert batch["j"].iloc[0] == '{"a":[1,2]}'
 
 
@@ -322,7 +322,8 @@ def test_rejected_lines_of_many_files_name_theirs(tmp_path: Path) -> None:
 
 def test_broken_json_lines_stop_nothing_and_are_told(tmp_path: Path) -> None:
     (tmp_path / "r.jsonl").write_bytes(
-        b'\xef\xbb\xbf{"a": 1, "n": {"deep": [1, "\xc3\xbc"]}}\n\n{"a": \n[1]\n{"a": 1, "a": 2}\n{"a": 2, "late": 1e400}\n\xff{}\n'
+        b'\xef\xbb\xbf{"a": 1, "n": {"deep": [1, "\xc3\xbc"]}}\n\n{"a": \n'
+        b'[1]\n{"a": 1, "a": 2}\n{"a": 2, "late": 1e400}\n\xff{}\n'
     )
     source = open_source(tmp_path / "r.jsonl")
     (batch,) = source.batches()
@@ -434,7 +435,7 @@ def test_an_encoding_is_named_and_may_be_given(tmp_path: Path) -> None:
 
 
 def test_a_wrong_byte_far_into_the_file_is_found_where_it_is(tmp_path: Path) -> None:
-    data = "a,b\n".encode() + "ü,1\n".encode() * 1_500_000
+    data = b"a,b\n" + "ü,1\n".encode() * 1_500_000
     at = 4 + 5 * 1_400_000
     (tmp_path / "r.csv").write_bytes(data[:at] + b"\xff" + data[at + 1 :])
     with pytest.raises(UnreadableData, match=f"byte 0xff at offset {at:,}"):
@@ -520,7 +521,9 @@ def test_records_with_other_keys_far_down_have_their_columns_in_every_batch(tmp_
     with (tmp_path / "r.jsonl").open("w") as file:
         file.writelines(f'{{"a": {i}}}\n' for i in range(BATCH_ROWS))
         file.write('{"a": 1, "late": true}\n')
-    assert [list(batch.columns) for batch in open_source(tmp_path / "r.jsonl").batches()] == [["a", "late"]] * 2
+    batches = list(open_source(tmp_path / "r.jsonl").batches())
+    assert len(batches) > 1 and sum(map(len, batches)) == BATCH_ROWS + 1
+    assert all(list(batch.columns) == ["a", "late"] for batch in batches)
 
 
 def test_unknown_schemes_endings_and_options_list_the_known_ones(tmp_path: Path) -> None:
@@ -551,7 +554,7 @@ def test_a_database_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     with pytest.raises(UnreadableData, match="not a database"):
         list(open_source(f"sqlite:///{tmp_path}/text.db", table="t").batches())
     into_database(pd.DataFrame({"a": [1]}), f"sqlite:///{tmp_path}/one.db", "there")
-    with pytest.raises(DataNotFound, match="the table absent at .*, found there;"):
+    with pytest.raises(DataNotFound, match=r"the table absent at .*, found there;"):
         list(open_source(f"sqlite:///{tmp_path}/one.db", table="absent").batches())
     with pytest.raises(UnreadableData, match="readonly"):
         list(open_source(f"sqlite:///{tmp_path}/one.db", query="DELETE FROM there RETURNING a").batches())
@@ -582,7 +585,7 @@ def test_a_package_adds_a_scheme_and_cannot_take_ours(
     with pytest.raises(ConfigurationError, match="numbers"):
         open_source("figures://7")
     (info / "entry_points.txt").write_text(entries + "s3 = forge_numbers:open_numbers\n")
-    with pytest.raises(ConfigurationError, match="s3: belongs to forge_core.*open_files.*forge_numbers:open_numbers"):
+    with pytest.raises(ConfigurationError, match=r"s3: belongs to forge_core.*open_files.*forge_numbers:open_numbers"):
         open_source("s3://bucket/rows.csv")
 
 
@@ -631,13 +634,14 @@ print(rows, after - before)
 
 @pytest.mark.parametrize("ending", ["csv", "csv.gz", "parquet", "jsonl"])
 def test_memory_does_not_grow_with_the_source(tmp_path: Path, ending: str) -> None:
-    paths = [tmp_path / f"{n}.{ending}" for n in (2, 8)]
+    short, long = (1, 4) if ending == "jsonl" else (4, 12)
+    paths = [tmp_path / f"{n}.{ending}" for n in (short, long)]
     for path in paths:
-        write_long(path, int(path.name[0]))
+        write_long(path, int(path.name.split(".")[0]))
     done = subprocess.run([sys.executable, "-c", MEASURE, *map(str, paths)], capture_output=True, text=True, check=True)
     n_rows, mebibytes = map(int, done.stdout.split())
-    assert n_rows == 8 * BATCH_ROWS
-    assert mebibytes < 100, "the six batches more are about 200 MiB when they are kept"
+    assert n_rows == long * BATCH_ROWS
+    assert mebibytes < 30 * (long - short) / 2, "a batch is about 30 MiB when it is kept"
 
 
 def write_long(path: Path, n_batches: int) -> None:

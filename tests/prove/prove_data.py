@@ -60,14 +60,15 @@ def _planted(root: Path, console: Console) -> bool:
 
 def _killed(root: Path, console: Console) -> bool:
     """Kill a writer twenty times, at moments over its whole run, and let it run again."""
-    write_planted(root / "killed.csv", 400_000, 50)
+    write_planted(root / "killed.csv", 300_000, 50)
     storage, _ = _place(root / "undisturbed")
-    started = time.monotonic()
-    _worker(root, "undisturbed").wait()
+    process = _worker(root, "undisturbed")
+    started = _began_to_write(root / "undisturbed")
+    process.wait()
     whole = time.monotonic() - started
     wanted = list_datasets(storage)[0]
     chance = random.Random(0)
-    table = Table(title=f"kill -9 of a writer ({whole:.1f} s undisturbed)", title_justify="left")
+    table = Table(title=f"kill -9 of a writer (writes for {whole:.1f} s undisturbed)", title_justify="left")
     for column in ("kill", "after s", "found after the kill", "drafts", "same id after the re-run"):
         table.add_column(column)
     good = True
@@ -75,6 +76,7 @@ def _killed(root: Path, console: Console) -> bool:
         storage, _ = _place(root / f"kill-{kill}")
         process = _worker(root, f"kill-{kill}")
         moment = whole * (kill + chance.random()) / KILLS
+        _began_to_write(root / f"kill-{kill}")
         time.sleep(moment)
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -91,6 +93,14 @@ def _killed(root: Path, console: Console) -> bool:
                       "yes" if same else "[red]no")  # fmt: skip
     console.print(table)
     return good
+
+
+def _began_to_write(folder: Path) -> float:
+    """Wait for the writer's draft and return when it appeared."""
+    deadline = time.monotonic() + 60
+    while not list(folder.glob(".drafts/*/rows.parquet")) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    return time.monotonic()
 
 
 def _refuses_half(storage: Storage, id: str, absent: bool) -> bool:
