@@ -41,7 +41,7 @@ test: setup  ## All tests on real servers, under 15 minutes
 	@$(BIN)/python -m pytest
 
 test-fast: setup  ## Tests without servers, under a minute
-	@$(BIN)/python -m pytest -m "not stack and not ray and not s3 and not postgres and not browser"
+	@$(BIN)/python -m pytest -m "not stack and not ray and not s3 and not postgres and not mlflow and not slow and not browser"
 
 prove: setup  ## Long fault and figure loops: make prove NAME=flow
 	@$(BIN)/python -m tests.prove $(NAME)

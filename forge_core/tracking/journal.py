@@ -72,6 +72,11 @@ class Journal:
         return self._sent >= self._size
 
     @property
+    def unsent_bytes(self) -> int:
+        """How much the server does not have yet."""
+        return max(0, self._size - self._sent)
+
+    @property
     def has_end(self) -> bool:
         """Whether the run was ended; else its process died."""
         if not self._lines.is_file():

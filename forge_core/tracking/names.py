@@ -64,7 +64,7 @@ def key_that_fits(name: str) -> str:
     >>> key_that_fits("loss/train")
     'loss/train'
     >>> key_that_fits("f1@5 (β=2)")
-    'f1_5 __=2_-97e0'
+    'f1_5 ___2_-de96'
     """
     if not name:
         raise ConfigurationError("expected a name for a parameter, metric or tag, found an empty one")

@@ -13,6 +13,8 @@ from forge_core.tracking.server import ping
 
 logger = logging.getLogger(__name__)
 
+_LITTLE = 200_000  # bytes for which no call is made before others have joined them
+
 
 class Outbox:
     """One run's way to its server.
@@ -26,10 +28,10 @@ class Outbox:
     """
 
     def __init__(
-        self, folder: Path, run_id: str, tracking_uri: str, *, linger: float = 0.25, pause: float = 1.0
+        self, folder: Path, run_id: str, tracking_uri: str, *, linger: float = 1.0, pause: float = 1.0
     ) -> None:
         self.journal = Journal.create(folder, run_id, tracking_uri)
-        self.tracking_uri, self._linger, self._pause = tracking_uri, linger, pause
+        self.run_id, self.tracking_uri, self._linger, self._pause = run_id, tracking_uri, linger, pause
         self._news, self._hurry, self._stop = threading.Event(), threading.Event(), threading.Event()
         self._empty = threading.Condition()
         self._trouble = ""
@@ -65,7 +67,7 @@ class Outbox:
             logger.warning(
                 "MLflow at %s does not have %d records of run %s (%s); they are kept in %s, and the next tracker or "
                 "`python -m forge_core.tracking resend` sends them",
-                self.tracking_uri, left, self.journal.run_id, self._trouble or "too slow", self.journal.folder,
+                self.tracking_uri, left, self.run_id, self._trouble or "too slow", self.journal.folder,
             )  # fmt: skip
         self.journal.close()
         return left
@@ -85,14 +87,16 @@ class Outbox:
                 client = client or _client(self.tracking_uri)
                 while not self._stop.is_set() and not self.journal.is_empty:
                     send_next(self.journal, client)
-                if self._trouble:
-                    logger.warning("MLflow at %s answers again, run %s goes on", self.tracking_uri, self.journal.run_id)
-                self._trouble = ""
+                    if self._trouble:
+                        logger.warning("MLflow at %s answers again, run %s goes on", self.tracking_uri, self.run_id)
+                        self._trouble = ""
+                    if self.journal.unsent_bytes < _LITTLE:  # calls are dear, for the server and for this process
+                        self._hurry.wait(self._linger)
             except Exception as error:  # whatever MLflow or the network raise: the record is kept
                 if not self._trouble:
                     logger.warning(
                         "MLflow at %s does not take records of run %s, they are kept in %s and tried again: %s",
-                        self.tracking_uri, self.journal.run_id, self.journal.folder, _short(error),
+                        self.tracking_uri, self.run_id, self.journal.folder, _short(error),
                     )  # fmt: skip
                 self._trouble = _short(error)
                 self._stop.wait(self._pause)

@@ -25,7 +25,7 @@ from tests.benchmarks.harness import Report
 TRIALS = 32
 FIXED: dict[str, Any] = {"max_iter": 60, "max_leaf_nodes": 15, "random_state": 0}
 _RATES = np.geomspace(0.03, 0.2, TRIALS).tolist()
-_ROWS = int(os.environ.get("FORGE_BENCH_SEARCH_ROWS", 300_000))
+_ROWS = int(os.environ.get("BENCH_SEARCH_ROWS", 300_000))
 _held: dict[str, Any] = {}
 
 

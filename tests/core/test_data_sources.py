@@ -632,6 +632,7 @@ print(rows, after - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["csv", "csv.gz", "parquet", "jsonl"])
 def test_memory_does_not_grow_with_the_source(tmp_path: Path, ending: str) -> None:
     short, long = (1, 4) if ending == "jsonl" else (4, 12)

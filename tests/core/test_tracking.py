@@ -34,7 +34,7 @@ from forge_core.training.candidate import Recipe
 from forge_core.training.datasets import SplitRequest
 from infra.local.processes import free_ports
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.mlflow, pytest.mark.timeout(180)]
 
 
 class Server:

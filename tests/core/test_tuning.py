@@ -162,6 +162,7 @@ def test_trials_wait_for_a_tracking_server_that_is_away_and_are_counted_if_it_st
         server.server_close()
 
 
+@pytest.mark.slow
 def test_a_stopped_and_continued_fit_scores_as_one_fit_does() -> None:
     parts = split_frame(ROWS, "target", feature_columns=FEATURES, validation_share=0.2, test_share=0.1)
     data = trial_data(parts, "classification", folds=0, time_column=None, seed=0)

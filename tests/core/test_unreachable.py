@@ -28,6 +28,7 @@ def test_mlflow_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> N
         Registry(f"http://{NOWHERE}").versions("flights")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "source",
     ["http://127.0.0.1:1/rows.csv", "postgresql://me:hidden@127.0.0.1:1/db?table=rows", "s3://rows/rows.parquet"],
