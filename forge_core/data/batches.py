@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import time, timedelta
 from decimal import Decimal
@@ -12,13 +12,14 @@ from uuid import UUID
 
 import pandas as pd
 
+from forge_core.data.coercion import Kind
 from forge_core.data.contracts import Contract
 from forge_core.data.quarantine import no_faults
 from forge_core.errors import SchemaViolation, UnreadableData
 
 BATCH_ROWS = 131_072
 # A line, a cell included, may be so long.
-LONGEST_LINE = 32 * 2**20
+LONGEST_LINE = 16 * 2**20
 
 # So much of a rejected line is kept.
 _SHOWN = 100
@@ -48,8 +49,12 @@ class Source(Protocol):
     @property
     def rejects(self) -> pd.DataFrame: ...
 
-    def batches(self) -> Iterator[pd.DataFrame]:
-        """Give the rows, at most `BATCH_ROWS` at a time, all batches with the same columns; may be called again."""
+    def batches(self, kinds: Mapping[str, Kind] | None = None) -> Iterator[pd.DataFrame]:
+        """Give the rows, at most `BATCH_ROWS` at a time, all batches with the same columns; may be called again.
+
+        An untyped source may give columns as the numbers that `kinds` says they are, batch by batch, where every
+        cell is one.
+        """
         ...
 
     def fingerprint(self) -> str | None:

@@ -93,7 +93,7 @@ def _to_number(values: pd.Series) -> Coerced:
     present = values.notna().to_numpy()
     if kind is not None:
         return Coerced(pd.Series(np.nan, index=values.index), present)
-    if (numbers := _cast(values, pa.float64())) is not None and not numbers.eq(np.inf).any():
+    if (numbers := _cast(values, "number")) is not None and not numbers.eq(np.inf).any():
         return Coerced(numbers, _none(values))
     strange = _none(values)
     if values.dtype == object:
@@ -107,7 +107,7 @@ def _to_number(values: pd.Series) -> Coerced:
 def _to_integer(values: pd.Series) -> Coerced:
     if pd.api.types.is_integer_dtype(values.dtype):
         return Coerced(values.astype("Int64" if values.hasnans else "int64"), _none(values))
-    if _is_textual(values) and (whole := _cast(values, pa.int64())) is not None:
+    if _is_textual(values) and (whole := _cast(values, "integer")) is not None:
         return Coerced(whole, _none(values))
     numbers, bad = _to_number(values)
     fraction = (numbers.notna() & ~(numbers.abs() < _LARGEST_INTEGER) | (numbers % 1 != 0) & numbers.notna()).to_numpy()
@@ -155,31 +155,35 @@ def _to_datetime(values: pd.Series) -> Coerced:
     return Coerced(times.astype("datetime64[us, UTC]"), _none(values))
 
 
-def _cast(values: pd.Series, to: pa.DataType) -> pd.Series | None:
-    """Return text cells as numbers of an Arrow type, blank ones missing; None where any cell is no such number."""
+def cast_texts(texts: pa.Array, kind: Kind) -> pa.Array | None:
+    """Return text cells as Arrow numbers or integers; None where any cell is no such number, or for other kinds."""
+    if kind == "integer" and any(pc.any(pc.match_substring(texts, mark)).as_py() for mark in "xX"):
+        return None  # Arrow reads 0x10 as a number
+    if kind not in ("number", "integer"):
+        return None
+    try:
+        numbers = pc.cast(texts, pa.float64() if kind == "number" else pa.int64())
+    except pa.ArrowInvalid:
+        return None
+    return None if kind == "number" and pc.any(pc.is_nan(numbers)).as_py() else numbers
+
+
+def _cast(values: pd.Series, kind: Kind) -> pd.Series | None:
+    """Return text cells as numbers, blank ones missing; None where any cell is no such number."""
     if values.dtype == object:
         return None
     texts = pa.array(values, from_pandas=True)
-    if pa.types.is_integer(to) and pc.any(pc.match_substring(texts, "x", ignore_case=True)).as_py():
-        return None  # Arrow reads 0x10 as a number
-    numbers = _cast_all(texts, to)
+    numbers = cast_texts(texts, kind)
     if numbers is None:
         trimmed = pc.utf8_trim_whitespace(texts)
-        numbers = _cast_all(pc.if_else(pc.equal(trimmed, ""), pa.scalar(None, texts.type), trimmed), to)
-    if numbers is None or (pa.types.is_floating(to) and pc.any(pc.is_nan(numbers)).as_py()):
+        numbers = cast_texts(pc.if_else(pc.equal(trimmed, ""), pa.scalar(None, texts.type), trimmed), kind)
+    if numbers is None:
         return None
-    if pa.types.is_floating(to):
+    if kind == "number":
         return pd.Series(numbers.to_numpy(zero_copy_only=False), index=values.index, name=values.name)
     dtype = "Int64" if numbers.null_count else "int64"
     cells = numbers.to_pandas(integer_object_nulls=True).to_numpy()
     return pd.Series(cells, index=values.index, name=values.name).astype(dtype)
-
-
-def _cast_all(texts: pa.Array, to: pa.DataType) -> pa.Array | None:
-    try:
-        return pc.cast(texts, to)
-    except pa.ArrowInvalid:
-        return None
 
 
 def _blank(values: pd.Series) -> NDArray[np.bool_]:

@@ -4,7 +4,7 @@ import codecs
 import csv
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import BinaryIO
 
 import pandas as pd
@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.csv as pc
 
 from forge_core.data.batches import BATCH_ROWS, LONGEST_LINE, Rejects, check_names
+from forge_core.data.coercion import Kind, cast_texts
 from forge_core.data.opening import File
 from forge_core.errors import ConfigurationError, UnreadableData
 
@@ -51,10 +52,22 @@ def read_delimited(file: File, rejects: Rejects) -> Iterator[pd.DataFrame]:
         )
         for block in reader:
             for start in range(0, len(block), BATCH_ROWS):
-                last = block.slice(start, BATCH_ROWS).to_pandas()
+                last = _typed(block.slice(start, BATCH_ROWS), file.kinds).to_pandas()
                 n_rows += len(last)
                 yield last
         _check_quotes(text, file, last, rejects, n_rows + rejects.n_rejected - before)
+
+
+def _typed(batch: pa.RecordBatch, kinds: Mapping[str, Kind]) -> pa.RecordBatch:
+    """Return a batch in which columns are numbers that should be, and are in every cell; others stay text."""
+    columns = []
+    for name, texts in zip(batch.schema.names, batch.columns, strict=True):
+        kind = kinds.get(name)
+        # Whole numbers with gaps would become floats on their way through pandas.
+        wanted = kind == "number" or (kind == "integer" and not texts.null_count)
+        numbers = cast_texts(texts, kind) if kind and wanted else None
+        columns.append(texts if numbers is None else numbers)
+    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
 
 
 def delimited_columns(file: File) -> list[str]:

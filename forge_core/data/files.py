@@ -17,6 +17,7 @@ import fsspec
 import pandas as pd
 
 from forge_core.data.batches import Rejects, hide_secrets
+from forge_core.data.coercion import Kind
 from forge_core.data.contracts import Contract
 from forge_core.data.delimited import delimited_columns, read_delimited
 from forge_core.data.json_files import json_columns, json_lines_columns, read_json, read_json_lines
@@ -131,7 +132,7 @@ class FileSource:
         text = json.dumps([facts, self._format, self._options], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def batches(self) -> Iterator[pd.DataFrame]:
+    def batches(self, kinds: Mapping[str, Kind] | None = None) -> Iterator[pd.DataFrame]:
         """Give the rows of all files, all batches with the same columns, a column that a file lacks being missing.
 
         Raises
@@ -149,6 +150,7 @@ class FileSource:
         if len(files) > 1:
             columns = list(dict.fromkeys(name for file in files for name in self._told(file, _columns_of(file))))
         for file in files:
+            file.kinds = kinds or {}
             for frame in self._told(file, SUFFIXES[file.suffix].read(file, rejects)):
                 rejects.n_rows += len(frame)
                 rejects.check_share()

@@ -11,6 +11,7 @@ from urllib.parse import parse_qsl
 import pandas as pd
 
 from forge_core.data.batches import slices
+from forge_core.data.coercion import Kind
 from forge_core.data.contracts import Contract
 from forge_core.data.flights import flights_contract, load_flights
 from forge_core.data.quarantine import no_faults
@@ -44,7 +45,7 @@ class HouseSource:
         options = json.dumps(self.options, sort_keys=True, default=str) if self.options else ""
         return hashlib.sha256((self.address + options).encode()).hexdigest()
 
-    def batches(self) -> Iterator[pd.DataFrame]:
+    def batches(self, kinds: Mapping[str, Kind] | None = None) -> Iterator[pd.DataFrame]:
         """Give the rows by time, or raise EmptyData where the options leave none."""
         frame = self.load()
         if frame.empty:

@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 
 from forge_core.data.checking import Checker
 from forge_core.data.contracts import Contract, infer_contract
@@ -81,7 +82,7 @@ def ingest(
     left_out: dict[str, None] = {}
     with DatasetWriter(storage, opened.address, contract) as writer:
         try:
-            for frame in _ahead(opened.batches()):
+            for frame in _ahead(opened.batches(contract.kinds)):
                 batch = checker.check(frame[[c for c in frame.columns if str(c) in contract.kinds]])
                 left_out |= dict.fromkeys(str(c) for c in frame.columns if str(c) not in contract.kinds)
                 writer.set_aside(batch.faults)
@@ -89,6 +90,7 @@ def ingest(
                 if len(batch.good) and batch.hashes is not None:
                     writer.write(batch.good, batch.hashes)
                 progress(checker.n_rows)
+                pa.default_memory_pool().release_unused()
             writer.set_aside(checker.reject(opened.rejects))
             checker.finish(BadRowBudget(policy.max_bad_share, policy.max_bad_share_per_check))
         except (SchemaViolation, TooManyBadRows) as error:

@@ -7,7 +7,8 @@ from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 
-from forge_core.data.batches import hide_secrets
+from forge_core.data.batches import LONGEST_LINE, hide_secrets
+from forge_core.data.coercion import Kind
 from forge_core.errors import DataNotFound, ForgeError, ServiceUnavailable, UnreadableData
 
 _UNPACKED = {".gz": "gzip", ".zst": "zstd"}
@@ -29,6 +30,10 @@ class File:
         `encoding`, `delimiter`, `sheet`.
     alone : bool
         Whether it is the source's only file; if not, reasons name it.
+    columns : list of str, optional
+        What JSON lines may have, once that is known.
+    kinds : mapping
+        What columns should be, for formats that know no types.
     """
 
     fs: Any
@@ -38,6 +43,7 @@ class File:
     options: Mapping[str, Any]
     alone: bool = True
     columns: list[str] | None = field(default=None, repr=False)
+    kinds: Mapping[str, Kind] = field(default_factory=dict, repr=False)
 
     @property
     def packing(self) -> str:
@@ -95,7 +101,7 @@ def explain(error: Exception, address: str, suffix: str) -> ForgeError:
             f"cannot reach {address}: {type(error).__name__}: {told}; is the server up?", context=context
         )
     if "straddling" in told:
-        told = "a line is longer than 32 MiB, or a quote was opened and never closed"
+        told = f"a line is longer than {LONGEST_LINE // 2**20} MiB, or a quote was opened and never closed"
     return UnreadableData(
         f"expected {suffix} at {address}, which cannot be read as such: {told}; repair or rename it", context=context
     )

@@ -21,6 +21,7 @@ import pandas as pd
 
 from forge_core.data.batches import BATCH_ROWS, Source, check_names, hide_secrets, slices
 from forge_core.data.catalogue import fill_in, find_entry, is_name
+from forge_core.data.coercion import Kind
 from forge_core.data.contracts import Contract
 from forge_core.data.files import open_files
 from forge_core.data.house_sources import open_flights, open_sample
@@ -104,7 +105,7 @@ class FrameSource:
         """Return None: a frame has no address whose rows could be the same again."""
         return None
 
-    def batches(self) -> Iterator[pd.DataFrame]:
+    def batches(self, kinds: Mapping[str, Kind] | None = None) -> Iterator[pd.DataFrame]:
         """Give the rows, with the columns' names as text."""
         if self.frame.empty:
             raise EmptyData("expected rows in the frame, found none")

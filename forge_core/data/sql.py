@@ -12,6 +12,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
 from forge_core.data.batches import BATCH_ROWS, check_names, hide_secrets, typed_frame
+from forge_core.data.coercion import Kind
 from forge_core.data.contracts import Contract
 from forge_core.data.quarantine import no_faults
 from forge_core.errors import (
@@ -93,7 +94,7 @@ class SqlSource:
         """Return None: nobody can tell whether a database's rows changed."""
         return None
 
-    def batches(self) -> Iterator[pd.DataFrame]:
+    def batches(self, kinds: Mapping[str, Kind] | None = None) -> Iterator[pd.DataFrame]:
         """Give the rows in the order of the database.
 
         Raises

@@ -1,7 +1,7 @@
 """Ingest: batch by batch the same as at once, nothing good lost, nothing bad in, every refusal told."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forge_core.data.checking import Checker
+from forge_core.data.coercion import Kind
 from forge_core.data.contracts import Contract, infer_contract
 from forge_core.data.data_report import data_figure, describe_columns, ingestion_markdown
 from forge_core.data.dataset_diff import diff_datasets
@@ -57,7 +58,7 @@ class Batches:
     untyped: bool = False
     rejects: pd.DataFrame = field(default_factory=no_faults)
 
-    def batches(self) -> Iterator[pd.DataFrame]:
+    def batches(self, kinds: Mapping[str, Kind] | None = None) -> Iterator[pd.DataFrame]:
         yield from self.frames
 
     def fingerprint(self) -> str | None:

@@ -466,7 +466,7 @@ def test_a_cell_of_ten_megabytes_passes_and_a_longer_line_is_told(tmp_path: Path
     frame = pd.concat(open_source(path).batches())
     assert frame["b"].str.len().tolist() == [10_000_000, 5] and frame["a"].tolist() == ["1", "=1+1"]
     path.write_text("a,b\n1,2\n1," + "x" * 70_000_000 + "\n3,4\n")
-    with pytest.raises(UnreadableData, match="a line is longer than 32 MiB"):
+    with pytest.raises(UnreadableData, match="a line is longer than 16 MiB"):
         list(open_source(path).batches())
 
 
