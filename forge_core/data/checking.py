@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from forge_core.data.coercion import LARGEST, Coerced, Kind, coerce, found_type
 from forge_core.data.hashing import Cells, Hashes, combine_cells, hash_cells
 from forge_core.data.quarantine import QUARANTINE_COLUMNS, BadRowBudget, list_faults, no_faults
-from forge_core.data.row_checks import describe_check
+from forge_core.data.row_checks import FieldRule, describe_check, field_rule, surely_holds
 from forge_core.data.seen import SeenHashes
 from forge_core.errors import SchemaViolation
 
@@ -169,8 +169,11 @@ class Checker:
         return found
 
     def _rule_faults(self, rows: pd.DataFrame, typed: pd.DataFrame) -> list[pd.DataFrame]:
+        doubtful = [rule.name for rule in self._rules if not surely_holds(rule, typed[rule.name])]
+        if not doubtful:
+            return []
         try:
-            self._schema.validate(typed, lazy=True)
+            self._schema.select_columns(doubtful).validate(typed[doubtful], lazy=True)
             return []
         except pa.errors.SchemaErrors as error:
             cases = error.failure_cases
@@ -182,6 +185,11 @@ class Checker:
             numbers = group["index"].to_numpy(int)
             found.append(list_faults(given, name, numbers, check, f"expected {words.get(check, check)}"))
         return found
+
+    @cached_property
+    def _rules(self) -> list[FieldRule]:
+        columns = self.contract.schema.columns
+        return [field_rule(name, self.contract.kinds[name], column) for name, column in columns.items()]
 
     @cached_property
     def _schema(self) -> pa.DataFrameSchema:

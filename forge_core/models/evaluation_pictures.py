@@ -103,6 +103,9 @@ def _draw_scatter(axes: Axes, y: np.ndarray, p: np.ndarray) -> None:
 
 
 def _draw_residuals(axes: Axes, residuals: np.ndarray) -> None:
-    axes.hist(residuals, bins=40, color=VERMILION)
+    # Nearly equal residuals leave no room for forty bins between them.
+    middle, width = float(residuals.mean()), float(np.ptp(residuals))
+    width = max(width, 1e-6 * max(abs(middle), 1.0))
+    axes.hist(residuals, bins=40, range=(middle - width, middle + width), color=VERMILION)
     axes.set(xlabel="observed minus predicted", ylabel="rows")
     axes.set_title(f"Residuals, mean {residuals.mean():.3g}", loc="left")

@@ -60,10 +60,8 @@ def _train(chosen: argparse.Namespace, hidden: tuple[int, ...]) -> int:
             sys.stdout.write(f"epoch {metrics['epoch']}/{chosen.epochs}  {numbers}\n")
             sys.stdout.flush()
             if tracker is not None:
-                import mlflow
-
                 values = {k: float(v) for k, v in metrics.items() if math.isfinite(v)}
-                mlflow.log_metrics(values, step=metrics["epoch"], run_id=tracker.run_id)
+                tracker.log_metrics(values, step=metrics["epoch"])
 
         result = train_distributed(
             chosen.dataset, target=chosen.target,

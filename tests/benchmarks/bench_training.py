@@ -140,7 +140,7 @@ def _tracked(folder: Path) -> float:
         import mlflow
 
         def log(metrics: dict[str, Any]) -> None:
-            mlflow.log_metrics({k: float(v) for k, v in metrics.items()}, step=metrics["epoch"], run_id=tracker.run_id)
+            tracker.log_metrics({k: float(v) for k, v in metrics.items()}, step=metrics["epoch"])
 
         return _ours(folder, "tracked", EPOCHS, 2**30, log)[2]
 
