@@ -26,6 +26,14 @@ _LARGEST_INTEGER = 2.0**63
 LONGEST = 100_000
 
 
+# Times with a zone, or all without one; texts that mix both are read one by one.
+_ARROW_TYPES: dict[Kind, tuple[pa.DataType, ...]] = {
+    "number": (pa.float64(),),
+    "integer": (pa.int64(),),
+    "datetime": (pa.timestamp("us", "UTC"), pa.timestamp("us")),
+}
+
+
 class Coerced(NamedTuple):
     """A column as one kind: its values, and which cells were there and are not of that kind."""
 
@@ -156,16 +164,16 @@ def _to_datetime(values: pd.Series) -> Coerced:
 
 
 def cast_texts(texts: pa.Array, kind: Kind) -> pa.Array | None:
-    """Return text cells as Arrow numbers or integers; None where any cell is no such number, or for other kinds."""
+    """Return text cells as Arrow numbers, integers or times; None where any cell is none, or for other kinds."""
     if kind == "integer" and any(pc.any(pc.match_substring(texts, mark)).as_py() for mark in "xX"):
         return None  # Arrow reads 0x10 as a number
-    if kind not in ("number", "integer"):
-        return None
-    try:
-        numbers = pc.cast(texts, pa.float64() if kind == "number" else pa.int64())
-    except pa.ArrowInvalid:
-        return None
-    return None if kind == "number" and pc.any(pc.is_nan(numbers)).as_py() else numbers
+    for wanted in _ARROW_TYPES.get(kind, ()):
+        try:
+            cells = pc.cast(texts, wanted)
+        except pa.ArrowInvalid:
+            continue
+        return None if kind == "number" and pc.any(pc.is_nan(cells)).as_py() else cells
+    return None
 
 
 def _cast(values: pd.Series, kind: Kind) -> pd.Series | None:

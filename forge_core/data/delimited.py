@@ -59,12 +59,12 @@ def read_delimited(file: File, rejects: Rejects) -> Iterator[pd.DataFrame]:
 
 
 def _typed(batch: pa.RecordBatch, kinds: Mapping[str, Kind]) -> pa.RecordBatch:
-    """Return a batch in which columns are numbers that should be, and are in every cell; others stay text."""
+    """Return a batch in which columns are numbers or times that should be, and are in every cell; others stay text."""
     columns = []
     for name, texts in zip(batch.schema.names, batch.columns, strict=True):
         kind = kinds.get(name)
         # Whole numbers with gaps would become floats on their way through pandas.
-        wanted = kind == "number" or (kind == "integer" and not texts.null_count)
+        wanted = kind in ("number", "datetime") or (kind == "integer" and not texts.null_count)
         numbers = cast_texts(texts, kind) if kind and wanted else None
         columns.append(texts if numbers is None else numbers)
     return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)

@@ -129,9 +129,9 @@ def surely_holds(rule: FieldRule, values: pd.Series) -> bool:
     present = values.dropna() if values.hasnans else values
     if not len(present):
         return True
-    if rule.kind in ("number", "integer"):
-        if not (rule.low <= present.min() and present.max() <= rule.high):
-            return False
+    numeric = rule.kind in ("number", "integer")
+    if numeric and not (rule.low <= present.min() and present.max() <= rule.high):
+        return False
     if rule.allowed is None and not rule.forbidden:
         return True
     levels = set(present.unique())

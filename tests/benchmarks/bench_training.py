@@ -137,7 +137,6 @@ def _tracked(folder: Path) -> float:
 
     tracker = ExperimentTracker("bench", tracking_uri=f"sqlite:///{folder}/mlflow.db")
     with tracker:
-        import mlflow
 
         def log(metrics: dict[str, Any]) -> None:
             tracker.log_metrics({k: float(v) for k, v in metrics.items()}, step=metrics["epoch"])
