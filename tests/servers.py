@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from infra.local.processes import free_ports
 
@@ -72,6 +73,7 @@ def s3_server(monkeypatch: pytest.MonkeyPatch, *buckets: str) -> Iterator[str]:
     for name, value in {**S3_KEYS, "AWS_ENDPOINT_URL": endpoint}.items():
         monkeypatch.setenv(name, value)
     s3fs.S3FileSystem.clear_instance_cache()
+    requests.post(f"{endpoint}/moto-api/reset", timeout=10)  # the server before, in this process, left its own
     try:
         for bucket in buckets:
             s3fs.S3FileSystem().mkdir(bucket)

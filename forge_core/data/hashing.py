@@ -10,18 +10,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from forge_core.data.coercion import Kind, kind_of_dtype
+from forge_core.data.text_hashing import FACTORS, hash_texts, mix_in
 
 Hashes = NDArray[np.uint64]
 Cells = dict[str, tuple[Hashes, Hashes]]
 
-# Two keys for pandas' text hash (16 characters each), so that both halves of a row's hash are independent.
-_KEYS = ("forge-dataset-k1", "forge-dataset-k2")
-_STEP = np.uint64(0x9E3779B97F4A7C15)
 # What stands for a missing cell, beside the cells' own bits.
 _MISSING = np.uint64(0xD6E8FEB86659FD93)
-# Where so large a share of the first cells is distinct, finding the distinct texts costs more than hashing each cell.
-_MOSTLY_DISTINCT = 0.8
-_LOOKED_AT = 4096
 
 
 def row_hashes(frame: pd.DataFrame, kinds: Mapping[str, Kind] | None = None) -> Hashes:
@@ -50,12 +45,11 @@ def hash_cells(frame: pd.DataFrame, kinds: Mapping[str, Kind] | None = None) -> 
 def combine_cells(cells: Cells) -> Hashes:
     """Return the row hashes that columns' cells make, shape (n_rows, 2)."""
     halves = []
-    for side in range(2):
-        state = np.uint64(side + 1) * np.ones_like(next(iter(cells.values()))[side])
+    for side, factor in enumerate(FACTORS):
+        state = np.full_like(next(iter(cells.values()))[side], side + 1)
         for both in cells.values():
-            state *= _STEP
-            state += both[side]
-            _mix(state)
+            mix_in(state, both[side], factor)
+        _mix(state)
         halves.append(state)
     return np.column_stack(halves)
 
@@ -77,9 +71,11 @@ def column_kinds(frame: pd.DataFrame) -> dict[str, Kind]:
 
 def _cells(values: pd.Series, kind: Kind) -> tuple[Hashes, Hashes]:
     """Return what a column adds to either half of its rows' hashes."""
-    if kind == "category":
-        return _texts(values)
     missing = values.isna().to_numpy()
+    if kind == "category":
+        first, second = hash_texts(values)
+        first[missing] = second[missing] = _MISSING
+        return first, second
     if kind == "datetime":
         moments = values if isinstance(values.dtype, pd.DatetimeTZDtype) else pd.to_datetime(values, utc=True)
         numbers = moments.dt.tz_convert(None).to_numpy("datetime64[us]").view(np.int64)
@@ -95,20 +91,6 @@ def _cells(values: pd.Series, kind: Kind) -> tuple[Hashes, Hashes]:
     if missing.any():
         bits = np.where(missing, _MISSING, bits)
     return bits, bits
-
-
-def _texts(values: pd.Series) -> tuple[Hashes, Hashes]:
-    texts = values if isinstance(values.dtype, pd.StringDtype) else values.astype("str")
-    few = texts.head(_LOOKED_AT).nunique() < _MOSTLY_DISTINCT * min(len(texts), _LOOKED_AT)
-    codes, levels = pd.factorize(texts) if few else (None, texts)
-    missing = levels.isna() if few else levels.isna().to_numpy()
-    distinct = levels.to_numpy(object)
-    halves = []
-    for key in _KEYS:
-        hashes = pd.util.hash_array(distinct, hash_key=key, categorize=False)
-        hashes[missing] = _MISSING
-        halves.append(hashes if codes is None else np.append(hashes, _MISSING)[codes])
-    return halves[0], halves[1]
 
 
 def _mix(state: Hashes) -> None:

@@ -4,21 +4,17 @@ import gzip
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
 import numpy as np
 import openpyxl
 import pandas as pd
-import pandera.pandas as pandera
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import sqlalchemy as sa
 
 from forge_core.data.batches import BATCH_ROWS, hide_secrets, typed_column
-from forge_core.data.contracts import Contract
 from forge_core.data.quarantine import no_faults
 from forge_core.data.sources import open_source
 from forge_core.errors import (
@@ -26,83 +22,9 @@ from forge_core.errors import (
     DataNotFound,
     EmptyData,
     SchemaViolation,
-    ServiceUnavailable,
     UnreadableData,
 )
-from tests.servers import http_server, postgres_server, s3_server
-
-N = 1000
-
-
-def made_rows() -> pd.DataFrame:
-    """Return rows of every kind with gaps."""
-    random = np.random.default_rng(7)
-    gaps = random.random((4, N)) < 0.1
-    number = random.normal(size=N).round(6)
-    number[gaps[0]] = np.nan
-    number[::50] = 3.0  # whole, in a column of fractions
-    words = pd.Series(random.choice(["plain", "comma, here", 'a "quote"', "two\nlines", "ünï–köde"], N), dtype="str")
-    times = pd.Series(pd.date_range("2024-01-01", periods=N, freq="h", tz="UTC")).astype("datetime64[us, UTC]")
-    return pd.DataFrame(
-        {
-            "id": pd.Series(np.arange(N), dtype="int64") + 2**53,
-            "count": pd.Series(random.integers(0, 9, N)).astype("Int64").mask(gaps[1]),
-            "number": number,
-            "word": words.mask(gaps[2]),
-            "flag": pd.Series(random.random(N) < 0.5).astype("boolean").mask(gaps[3]),
-            "sure": random.random(N) < 0.5,
-            "moment": times.mask(gaps[0]),
-        }
-    )
-
-
-CONTRACT = Contract(
-    pandera.DataFrameSchema(
-        {
-            "id": pandera.Column("int64"),
-            "count": pandera.Column("Int64", nullable=True),
-            "number": pandera.Column("float64", nullable=True),
-            "word": pandera.Column("str", nullable=True),
-            "flag": pandera.Column("boolean", nullable=True),
-            "sure": pandera.Column("bool"),
-            "moment": pandera.Column("datetime64[us, UTC]", nullable=True),
-        }
-    )
-)
-
-
-def write(rows: pd.DataFrame, path: Path) -> Path:
-    """Write rows in the format the path's name says."""
-    name = path.name
-    if name.endswith((".csv.zst", ".jsonl.zst")):
-        plain = rows.to_csv(index=False) if ".csv" in name else _lines(rows)
-        with pa.CompressedOutputStream(str(path), "zstd") as stream:
-            stream.write(plain.encode())
-    elif ".csv" in name or ".tsv" in name:
-        rows.to_csv(path, index=False, sep="\t" if ".tsv" in name else ",", compression="infer")
-    elif name.endswith(".parquet"):
-        rows.to_parquet(path, index=False)
-    elif name.endswith(".json"):
-        path.write_text(json.dumps([json.loads(line) for line in _lines(rows).splitlines()]))
-    elif name.endswith(".jsonl"):
-        path.write_text(_lines(rows))
-    elif name.endswith(".jsonl.gz"):
-        path.write_bytes(gzip.compress(_lines(rows).encode()))
-    elif name.endswith(".xlsx"):
-        # Excel's numbers end at 15 digits, and its times have no zone.
-        rows.assign(id=rows["id"].astype("str"), moment=rows["moment"].dt.tz_localize(None)).to_excel(path, index=False)
-    return path
-
-
-def _lines(rows: pd.DataFrame) -> str:
-    return rows.to_json(orient="records", lines=True, date_format="iso", double_precision=15)
-
-
-def into_database(rows: pd.DataFrame, url: str, table: str) -> None:
-    engine = sa.create_engine(url)
-    rows.to_sql(table, engine, index=False, if_exists="replace")
-    engine.dispose()
-
+from tests.source_rows import gathered, into_database, made_rows, same, write
 
 FILES = [
     "r.csv", "r.csv.gz", "r.csv.zst", "r.tsv", "r.tsv.gz", "r.parquet", "r.json", "r.jsonl", "r.jsonl.gz",
@@ -113,25 +35,6 @@ FILES = [
 @pytest.fixture(scope="module")
 def rows() -> pd.DataFrame:
     return made_rows()
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[str]:
-    with postgres_server() as url:
-        yield url
-
-
-def gathered(source: str | Path | pd.DataFrame, **options: object) -> pd.DataFrame:
-    """Return a source's rows as the contract types them."""
-    opened = open_source(source, **options)
-    frame = pd.concat([CONTRACT.check(batch, max_bad_share=0).good for batch in opened.batches()], ignore_index=True)
-    assert opened.rejects.empty
-    return frame.sort_values("id", ignore_index=True)[list(CONTRACT.kinds)]
-
-
-def same(found: pd.DataFrame, rows: pd.DataFrame) -> None:
-    pd.testing.assert_frame_equal(found, CONTRACT.check(rows, max_bad_share=0).good)
-    assert len(found) == N
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -157,137 +60,6 @@ def test_folders_and_patterns_give_the_rows_of_all_their_files(tmp_path: Path, r
     same(gathered(f"{tmp_path}/"), rows)
     same(gathered(tmp_path), rows)
     same(gathered(f"{tmp_path}/2013-*.{ending}"), rows)
-
-
-def test_a_database_gives_the_same_rows_by_table_and_by_query(tmp_path: Path, rows: pd.DataFrame) -> None:
-    url = f"sqlite:///{tmp_path}/rows.db"
-    into_database(rows.assign(moment=rows["moment"].dt.tz_localize(None)), url, "my rows")
-    same(gathered(url, table="my rows"), rows)
-    same(gathered(f"{url}?table=my+rows"), rows)
-    same(gathered(url, query="SELECT * FROM \"my rows\" WHERE word LIKE '%' OR word IS NULL"), rows)
-
-
-@pytest.mark.postgres
-def test_postgresql_gives_the_same_rows(postgres: str, rows: pd.DataFrame) -> None:
-    driver = postgres.replace("postgresql:", "postgresql+psycopg:")
-    into_database(rows, driver, "rows")
-    same(gathered(postgres, table="rows"), rows)
-    same(gathered(postgres, table="public.rows"), rows)
-    same(gathered(postgres, query="SELECT * FROM rows WHERE word LIKE '%' OR word IS NULL"), rows)
-
-
-@pytest.mark.postgres
-def test_postgresql_types_keep_their_gaps(postgres: str) -> None:
-    query = (
-        "SELECT * FROM (VALUES (1::bigint, 1.5::numeric, true, date '2024-01-02', '{\"a\": [1, 2]}'::jsonb, 'x'), "
-        "(NULL, NULL, NULL, NULL, NULL, NULL)) AS t(i, d, b, day, j, w)"
-    )
-    (batch,) = open_source(postgres, query=query).batches()
-    assert [str(t) for t in batch.dtypes] == ["Int64", "float64", "boolean", "datetime64[s]", "str", "str"]
-    assert batch["j"].iloc[0] == '{"a":[1,2]}'
-
-
-@pytest.mark.postgres
-def test_postgresql_says_what_is_wrong_and_never_the_password(postgres: str) -> None:
-    secret = postgres.replace("postgres@", "postgres:hunter2@")
-    assert "hunter2" not in open_source(secret, table="x").address
-    cases: list[tuple[str, dict[str, str], type[Exception], str]] = [
-        (
-            secret,
-            {"table": "nothing"},
-            DataNotFound,
-            r"the table nothing at postgresql://postgres:\*\*\*@.*name its schema",
-        ),
-        (secret, {"query": "SELECT nothing"}, UnreadableData, 'column "nothing" does not exist'),
-        (secret, {"query": "CREATE TABLE written (a int)"}, UnreadableData, "cannot be read"),
-        (secret, {"query": "SELECT 1 AS a, 2 AS a"}, SchemaViolation, "found a more than once"),
-        (secret, {"query": "SELECT 1 AS a WHERE false"}, EmptyData, "expected rows at postgresql"),
-        (
-            secret.replace("/postgres", "/absent").replace("/absent:", "/postgres:"),
-            {"table": "t"},
-            DataNotFound,
-            "absent",
-        ),
-        ("postgresql://me:hunter2@127.0.0.1:1/db", {"table": "t"}, ServiceUnavailable, "is the server up"),
-    ]
-    for url, options, kind, words in cases:
-        with pytest.raises(kind, match=words) as caught:
-            list(open_source(url, **options).batches())
-        assert "hunter2" not in str(caught.value) + repr(caught.value.__dict__)
-
-
-@pytest.mark.postgres
-def test_a_long_table_comes_in_batches_and_may_be_read_again(postgres: str) -> None:
-    source = open_source(
-        postgres, query=f"SELECT i, i * 0.5 AS half FROM generate_series(1, {2 * BATCH_ROWS + 5}) AS i"
-    )
-    for _ in range(2):
-        assert [len(batch) for batch in source.batches()] == [BATCH_ROWS, BATCH_ROWS, 5]
-    first = next(source.batches())
-    assert first["half"].dtype == "float64"
-
-
-@pytest.mark.s3
-def test_s3_gives_the_same_rows_and_says_what_is_wrong(
-    tmp_path: Path, rows: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with s3_server(monkeypatch, "forge-rows"):
-        fs = fsspec.filesystem("s3")
-        for i, name in enumerate(["a.parquet", "b.parquet"]):
-            fs.put_file(str(write(rows.iloc[i::2], tmp_path / name)), f"forge-rows/parts/{name}")
-        for name in ("r.csv.gz", "r.xlsx"):
-            fs.put_file(str(write(rows, tmp_path / name)), f"forge-rows/{name}")
-            same(gathered(f"s3://forge-rows/{name}"), rows)
-        for address in ("s3://forge-rows/parts/", "s3://forge-rows/parts", "s3://forge-rows/parts/*.parquet"):
-            same(gathered(address), rows)
-        before = open_source("s3://forge-rows/r.csv.gz").fingerprint()
-        fs.put_file(str(write(rows.iloc[1:], tmp_path / "r.csv.gz")), "forge-rows/r.csv.gz")
-        assert before is not None and open_source("s3://forge-rows/r.csv.gz").fingerprint() != before
-        for address in ("s3://forge-rows/no.csv", "s3://no-such-bucket/no.csv", "s3://forge-rows/none/"):
-            with pytest.raises(DataNotFound, match=address):
-                list(open_source(address).batches())
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            monkeypatch.delenv(name)
-        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        fs.clear_instance_cache()
-        with pytest.raises(UnreadableData, match=r"s3://forge-rows/r\.csv\.gz may not be read.*AWS_ACCESS_KEY_ID"):
-            list(open_source("s3://forge-rows/r.csv.gz").batches())
-
-
-def test_a_web_server_gives_the_same_rows_and_says_what_is_wrong(tmp_path: Path, rows: pd.DataFrame) -> None:
-    for name in ("r.csv.gz", "r.parquet"):
-        write(rows, tmp_path / name)
-    (tmp_path / "download").write_bytes((tmp_path / "r.parquet").read_bytes())
-    with http_server(tmp_path) as url:
-        same(gathered(f"{url}/r.csv.gz"), rows)
-        same(gathered(f"{url}/r.parquet?when=now"), rows)
-        same(gathered(f"{url}/download", format="parquet"), rows)
-        assert (
-            open_source(f"{url}/r.parquet").fingerprint() == open_source(f"{url}/r.parquet").fingerprint() is not None
-        )
-        for address, kind, words in [
-            ("none.csv", DataNotFound, r"no file at .*none\.csv"),
-            ("refused/r.csv", UnreadableData, "may not be read"),
-            ("broken/r.csv", ServiceUnavailable, "cannot reach"),
-        ]:
-            with pytest.raises(kind, match=words):
-                list(open_source(f"{url}/{address}").batches())
-        with pytest.raises(ConfigurationError, match="give format="):
-            open_source(f"{url}/download")
-    with pytest.raises(ServiceUnavailable, match="cannot reach"):
-        list(open_source(f"{url}/r.csv.gz").batches())
-
-
-def test_a_download_is_made_once_and_goes_with_its_source(tmp_path: Path, rows: pd.DataFrame) -> None:
-    write(rows, tmp_path / "r.csv")
-    with http_server(tmp_path) as url:
-        source = open_source(f"{url}/r.csv")
-        first = pd.concat(source.batches())
-    pd.testing.assert_frame_equal(pd.concat(source.batches()), first)  # the server is away by now
-    copy = Path(source._files[0].path)  # type: ignore[attr-defined]
-    assert copy.is_file()
-    del source
-    assert not copy.exists()
 
 
 CSV_FAULTS = 'a,b\n1,2\n3\n"x\ny",4\n5,6,7\n8,9\n'
