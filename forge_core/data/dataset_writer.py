@@ -181,7 +181,7 @@ class _Spool:
 
 
 def _encodings(table: pa.Table) -> dict[str, Any]:
-    """Return a dictionary for columns that repeat, bytes by place for other floats: half the work, a fifth less room."""
+    """Return a dictionary for columns that repeat, bytes by place for other floats: half the work, less room."""
     head = table.slice(0, _LOOKED_AT)
     repeating = [name for name in head.column_names if pc.count_distinct(head[name]).as_py() < 0.5 * len(head)]
     floats = [f.name for f in table.schema if pa.types.is_floating(f.type) and f.name not in repeating]

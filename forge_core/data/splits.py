@@ -128,7 +128,7 @@ def split_frame(
     if time_column:
         parts = _by_time(frame[time_column], *shares)
     else:
-        places = _places(frame, group_column or key_column, random_state)
+        places = row_places(frame, random_state, group_column or key_column)[:, 0]
         parts = _by_class(frame[target_column], places, *shares) if stratify else _by_place(places, *shares)
     if feature_columns is None:
         feature_columns = [c for c in frame.columns if c not in special]
@@ -145,6 +145,31 @@ def split_frame(
                 f"add {'groups' if group_column else 'rows'}{'' if time_column else ' or take another random_state'}"
             )
     return DataSplit(train, validation, test, target_column, list(feature_columns))
+
+
+def row_places(frame: pd.DataFrame, random_state: int, name: str | None = None) -> NDArray[np.float64]:
+    """Return two independent numbers in [0, 1) for each row, shape (n_rows, 2), the same in whatever table it stands.
+
+    Parameters
+    ----------
+    name : str, optional
+        The column whose values are placed, such as a key or a group; by default whole rows.
+
+    Raises
+    ------
+    SchemaViolation
+        When a row has no value in that column.
+    """
+    named = frame if name is None else frame[[name]]
+    if name is not None and (missing := int(named[name].isna().sum())):
+        raise SchemaViolation(f"expected a value in every row of {name!r}, found {missing} rows without one")
+    salted = named.assign(**{"": np.int64(random_state)})
+    return row_hashes(salted, {str(c): _lasting_kind(salted[c]) for c in salted}) / 2.0**64
+
+
+def part_numbers(places: NDArray[np.float64], validation_share: float, test_share: float) -> NDArray[np.int8]:
+    """Return the part of each place: 0 training, 1 validation, 2 test."""
+    return np.where(places < test_share, 2, np.where(places < test_share + validation_share, 1, 0)).astype(np.int8)
 
 
 def _by_time(times: pd.Series, validation_share: float, test_share: float) -> Parts:
@@ -180,15 +205,6 @@ def _nearest(borders: Rows, wanted: float, otherwise: int) -> int:
     return int(borders[np.argmin(np.abs(borders - wanted))]) if len(borders) else otherwise
 
 
-def _places(frame: pd.DataFrame, name: str | None, random_state: int) -> NDArray[np.float64]:
-    """Return a number in [0, 1) for each row, the same wherever its key or group, or without one the row, is."""
-    named = frame if name is None else frame[[name]]
-    if name is not None and (missing := int(named[name].isna().sum())):
-        raise SchemaViolation(f"expected a value in every row of {name!r}, found {missing} rows without one")
-    salted = named.assign(**{"": np.int64(random_state)})
-    return row_hashes(salted, {str(c): _lasting_kind(salted[c]) for c in salted})[:, 0] / 2.0**64
-
-
 def _lasting_kind(values: pd.Series) -> Kind:
     """Return the kind to hash a column as; the same before and after the first missing cell changes its dtype."""
     if values.dtype == object and pd.api.types.infer_dtype(values, skipna=True) == "boolean":
@@ -197,8 +213,8 @@ def _lasting_kind(values: pd.Series) -> Kind:
     return "number" if kind == "integer" else kind
 
 
-def _by_place(places: NDArray[np.float64], validation_share: float, test_share: float) -> Parts:
-    part = np.where(places < test_share, 2, np.where(places < test_share + validation_share, 1, 0))
+def _by_place(places: NDArray[np.float64], *shares: float) -> Parts:
+    part = part_numbers(places, *shares)
     return [np.flatnonzero(part == number) for number in range(3)]
 
 

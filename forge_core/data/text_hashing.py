@@ -70,7 +70,7 @@ def _hash_piece(texts: pa.LargeStringArray) -> tuple[Words, Words]:
         more = left > _WORD
         rows, starts, left = rows[more], starts[more] + _WORD, left[more] - _WORD
     for row in np.flatnonzero(lengths > _LONGEST):
-        digest = hashlib.blake2b(raw[offsets[row] : offsets[row + 1]], digest_size=2 * _WORD).digest()
+        digest = hashlib.blake2b(raw[offsets[row] : offsets[row + 1]].data, digest_size=2 * _WORD).digest()
         halves[0][row], halves[1][row] = np.frombuffer(digest, "<u8")
     return halves
 

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 from sklearn.calibration import calibration_curve
-from sklearn.metrics import confusion_matrix, roc_curve
+from sklearn.metrics import confusion_matrix, precision_recall_curve, roc_curve
 
 from forge_core.pictures import CURRENT, GREEN, INK, ORANGE, SKY, VERMILION, png, short_text, small_multiples, tidy_axes
 from forge_core.statistics.quality import METRICS, Task
@@ -41,9 +41,42 @@ def evaluation_figure(
         shown = [1] if p.ndim == 1 else _most_frequent(y, shares.shape[1])
         _draw_roc(boxes[0], y, shares, shown, classes)
         _draw_calibration(boxes[1], y, shares, shown, classes)
-        _draw_confusion(boxes[2], y, shares, classes)
+        counts = confusion_matrix(y, shares.argmax(axis=1), labels=range(len(classes)))
+        _draw_confusion(boxes[2], counts, classes)
     for axes in boxes:
         tidy_axes(axes)
+    return png(figure)
+
+
+def precision_recall_figure(y_true: ArrayLike, prediction: ArrayLike, classes: Sequence[Any]) -> bytes:
+    """Return precision by recall: one curve for two classes, else one a class against the rest.
+
+    Parameters are those of `evaluation_figure`.
+    """
+    y, p = np.asarray(y_true, int), np.asarray(prediction, float)
+    shares = np.column_stack([1 - p, p]) if p.ndim == 1 else p
+    shown = [1] if p.ndim == 1 else _most_frequent(y, shares.shape[1])
+    figure, (axes,) = small_multiples(1, width=5.2, height=4.2)
+    for colour, number in zip(_LINES, shown, strict=False):
+        hits = y == number
+        if not hits.any():
+            continue
+        precision, recall, _ = precision_recall_curve(hits, shares[:, number])
+        axes.step(recall, precision, where="post", color=colour, lw=2, label=short_text(str(classes[number])))
+        axes.axhline(hits.mean(), color="0.6" if len(shown) == 1 else colour, ls="--", lw=1)
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.03))
+    axes.set_title("Precision and recall (dashed: chance)", loc="left")
+    if len(shown) > 1:
+        axes.legend(frameon=False, fontsize=8, title="class against the rest", title_fontsize=8)
+    tidy_axes(axes)
+    return png(figure)
+
+
+def confusion_figure(counts: np.ndarray, classes: Sequence[Any]) -> bytes:
+    """Return observed against predicted classes; `counts` has shape (n_classes, n_classes), rows observed."""
+    figure, (axes,) = small_multiples(1, width=5.2, height=4.6)
+    _draw_confusion(axes, counts, classes)
+    tidy_axes(axes)
     return png(figure)
 
 
@@ -80,8 +113,7 @@ def _draw_calibration(
     axes.set_title(f"Calibration{of}, ten equal groups", loc="left")
 
 
-def _draw_confusion(axes: Axes, y: np.ndarray, shares: np.ndarray, classes: Sequence[Any]) -> None:
-    counts = confusion_matrix(y, shares.argmax(axis=1), labels=range(len(classes)))
+def _draw_confusion(axes: Axes, counts: np.ndarray, classes: Sequence[Any]) -> None:
     rates = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(rates, cmap="Blues", vmin=0, vmax=1)
     if len(classes) <= 8:

@@ -6,26 +6,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 from sklearn.metrics import (
     accuracy_score,
     confusion_matrix,
     f1_score,
-    precision_recall_curve,
     precision_score,
     recall_score,
 )
 
 from forge_core.errors import ConfigurationError
-from forge_core.models.evaluation_pictures import evaluation_figure
+from forge_core.models.evaluation_pictures import confusion_figure, evaluation_figure, precision_recall_figure
 from forge_core.models.target import infer_learning
-from forge_core.pictures import CURRENT, GREEN, INK, ORANGE, SKY, VERMILION, png, short_text, small_multiples, tidy_axes
 from forge_core.statistics.quality import Task, classification_metrics, regression_metrics
 
 logger = logging.getLogger(__name__)
 
-_LINES = (CURRENT, VERMILION, GREEN, ORANGE, SKY, INK)
 _TITLE = "Held-out rows"
 
 
@@ -69,7 +65,7 @@ def measure_performance(
     counts = confusion_matrix(_numbers(y, labels), _numbers(predicted, labels), labels=range(len(labels)))
     task: Task = "classification" if len(labels) <= 2 else "multiclass"
     return Performance(
-        task, _of_labels(y, predicted, labels), _drawn({"confusion.png": lambda: _confusion_picture(counts, labels)})
+        task, _of_labels(y, predicted, labels), _drawn({"confusion.png": lambda: confusion_figure(counts, labels)})
     )
 
 
@@ -99,7 +95,7 @@ def _with_probabilities(
     metrics |= {f"predicted_{k}": v for k, v in _of_labels(y, predicted, labels).items()}
     drawings: dict[str, Callable[[], bytes]] = {
         "evaluation.png": lambda: evaluation_figure(task, numbers, shares, _TITLE, labels),
-        "precision_recall.png": lambda: precision_recall_picture(numbers, shares, labels),
+        "precision_recall.png": lambda: precision_recall_figure(numbers, shares, labels),
     }
     return Performance(task, metrics, _drawn(drawings))
 
@@ -133,44 +129,3 @@ def _numbers(values: np.ndarray, labels: list[Any]) -> np.ndarray:
         return np.array([place[value] for value in values.tolist()], int)
     except KeyError as error:
         raise ConfigurationError(f"expected labels among {labels[:10]}, found {error.args[0]!r}") from None
-
-
-def precision_recall_picture(y: np.ndarray, shares: np.ndarray, labels: Sequence[Any]) -> bytes:
-    """Return precision by recall as a PNG, one curve for two classes, else one a class against the rest."""
-    columns = np.column_stack([1 - shares, shares]) if shares.ndim == 1 else shares
-    counts = np.bincount(y, minlength=columns.shape[1])
-    shown = [1] if shares.ndim == 1 else sorted(np.argsort(-counts, kind="stable")[: len(_LINES)].tolist())
-    figure, (axes,) = small_multiples(1, width=5.2, height=4.2)
-    for colour, number in zip(_LINES, shown, strict=False):
-        hits = y == number
-        if not hits.any():
-            continue
-        precision, recall, _ = precision_recall_curve(hits, columns[:, number])
-        axes.step(recall, precision, where="post", color=colour, lw=2, label=short_text(str(labels[number])))
-        axes.axhline(hits.mean(), color="0.6" if len(shown) == 1 else colour, ls="--", lw=1)
-    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.03))
-    axes.set_title("Precision and recall (dashed: chance)", loc="left")
-    if len(shown) > 1:
-        axes.legend(frameon=False, fontsize=8, title="class against the rest", title_fontsize=8)
-    tidy_axes(axes)
-    return png(figure)
-
-
-def _confusion_picture(counts: np.ndarray, labels: Sequence[Any]) -> bytes:
-    figure, (axes,) = small_multiples(1, width=5.2, height=4.6)
-    _draw_confusion(axes, counts, [short_text(str(label), 10) for label in labels])
-    tidy_axes(axes)
-    return png(figure)
-
-
-def _draw_confusion(axes: Axes, counts: np.ndarray, names: list[str]) -> None:
-    rates = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    axes.imshow(rates, cmap="Blues", vmin=0, vmax=1)
-    if len(names) <= 8:
-        for row, column in np.ndindex(*counts.shape):
-            colour = "white" if rates[row, column] > 0.6 else INK
-            axes.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", fontsize=9, color=colour)
-    axes.set_xticks(range(len(names)), names, fontsize=8, rotation=0 if len(names) <= 4 else 45)
-    axes.set_yticks(range(len(names)), names, fontsize=8)
-    axes.set(xlabel="predicted", ylabel="observed")
-    axes.set_title("Confusion (shade: share of the row)", loc="left")

@@ -16,7 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from forge_core.data.feature_engineering import FeatureEngineer
-from forge_core.data.hashing import row_hashes
+from forge_core.data.splits import part_numbers, row_places
 from forge_core.errors import EmptyData, UnusableTarget
 from forge_core.models.target import MOST_CLASSES, Learning
 from forge_core.storage import Storage
@@ -37,11 +37,8 @@ class Parts:
 
     def of(self, frame: pd.DataFrame) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
         """Return each row's part (0 training, 1 validation, 2 test) and an independent number in [0, 1)."""
-        salted = frame.assign(**{"": np.int64(self.random_state)})
-        kinds = {str(c): "number" for c in salted if pd.api.types.is_integer_dtype(salted[c].dtype)}
-        places = row_hashes(salted, kinds) / 2.0**64  # type: ignore[arg-type]
-        later = np.where(places[:, 0] < self.test_share + self.validation_share, 1, 0)
-        return np.where(places[:, 0] < self.test_share, 2, later).astype(np.int8), places[:, 1]
+        places = row_places(frame, self.random_state)
+        return part_numbers(places[:, 0], self.validation_share, self.test_share), places[:, 1]
 
 
 @dataclass(frozen=True)
