@@ -31,6 +31,9 @@ _SECRET = re.compile(r"([?&][^=&\s]*(?:pass|secret|token|key|sig|credential)[^=&
 class Source(Protocol):
     """An address that was understood; nothing is read before it is asked for.
 
+    A subclass that says no more gives rows only, whose contract is inferred, and that nobody can tell to be the same
+    again.
+
     Attributes
     ----------
     address : str
@@ -42,12 +45,17 @@ class Source(Protocol):
         where the reader does not know), `column` (empty), `check`, `value` (its first 100 characters), `reason`.
     """
 
+    address: str
+
     @property
-    def address(self) -> str: ...
+    def untyped(self) -> bool:
+        """Whether every cell is text."""
+        return False
+
     @property
-    def untyped(self) -> bool: ...
-    @property
-    def rejects(self) -> pd.DataFrame: ...
+    def rejects(self) -> pd.DataFrame:
+        """Lines that were no rows."""
+        return no_faults()
 
     def batches(self, kinds: Mapping[str, Kind] | None = None) -> Iterator[pd.DataFrame]:
         """Give the rows, at most `BATCH_ROWS` at a time, all batches with the same columns; may be called again.
@@ -59,11 +67,11 @@ class Source(Protocol):
 
     def fingerprint(self) -> str | None:
         """Return a hash that changes when the rows may have; None where nobody can tell."""
-        ...
+        return None
 
     def contract(self) -> Contract | None:
         """Return the contract written by hand for this source, or None where one has to be inferred."""
-        ...
+        return None
 
 
 @dataclass

@@ -16,9 +16,8 @@ from urllib.parse import urlsplit
 import fsspec
 import pandas as pd
 
-from forge_core.data.batches import Rejects, hide_secrets
+from forge_core.data.batches import Rejects, Source, hide_secrets
 from forge_core.data.coercion import Kind
-from forge_core.data.contracts import Contract
 from forge_core.data.delimited import delimited_columns, read_delimited
 from forge_core.data.json_files import json_columns, json_lines_columns, read_json, read_json_lines
 from forge_core.data.opening import File, explain
@@ -84,7 +83,7 @@ def suffix_of(address: str) -> str:
     )
 
 
-class FileSource:
+class FileSource(Source):
     """One file, or several with the same ending; see `open_files` and `forge_core.data.batches.Source`."""
 
     def __init__(self, address: str, options: Mapping[str, Any]) -> None:
@@ -115,10 +114,6 @@ class FileSource:
     def rejects(self) -> pd.DataFrame:
         """Lines that were no rows, as far as `batches` came."""
         return self._rejects.table()
-
-    def contract(self) -> Contract | None:
-        """Return None: a file's contract is inferred."""
-        return None
 
     def fingerprint(self) -> str | None:
         """Return a hash that changes when the files do (content of local ones, else what the server tells); None

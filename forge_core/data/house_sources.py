@@ -10,11 +10,10 @@ from urllib.parse import parse_qsl
 
 import pandas as pd
 
-from forge_core.data.batches import slices
+from forge_core.data.batches import Source, slices
 from forge_core.data.coercion import Kind
 from forge_core.data.contracts import Contract
 from forge_core.data.flights import flights_contract, load_flights
-from forge_core.data.quarantine import no_faults
 from forge_core.data.sample import generate_sample_data, sample_contract
 from forge_core.errors import ConfigurationError, EmptyData
 
@@ -22,19 +21,13 @@ _TIMES = ("since", "until", "labels_until")
 
 
 @dataclass(frozen=True)
-class HouseSource:
+class HouseSource(Source):
     """Rows that follow from the address, the options and the code alone."""
 
     address: str
     options: Mapping[str, Any]
     load: Callable[[], pd.DataFrame]
     by_hand: Callable[[], Contract]
-    untyped: bool = False
-
-    @property
-    def rejects(self) -> pd.DataFrame:
-        """No lines: these rows are made, not read."""
-        return no_faults()
 
     def contract(self) -> Contract | None:
         """Return the contract written by hand."""

@@ -22,10 +22,8 @@ import pandas as pd
 from forge_core.data.batches import BATCH_ROWS, Source, check_names, hide_secrets, slices
 from forge_core.data.catalogue import fill_in, find_entry, is_name
 from forge_core.data.coercion import Kind
-from forge_core.data.contracts import Contract
 from forge_core.data.files import open_files
 from forge_core.data.house_sources import open_flights, open_sample
-from forge_core.data.quarantine import no_faults
 from forge_core.data.sql import DIALECTS, open_sql
 from forge_core.errors import ConfigurationError, EmptyData
 
@@ -83,27 +81,13 @@ def open_source(source: str | Path | pd.DataFrame, *, catalogue: Path | None = N
     return opener(address, options if opener in _TIMED else _without_times(hide_secrets(address), options))
 
 
-class FrameSource:
+class FrameSource(Source):
     """Rows that are there already."""
 
     address = "frame"
-    untyped = False
 
     def __init__(self, frame: pd.DataFrame) -> None:
         self.frame = frame
-
-    @property
-    def rejects(self) -> pd.DataFrame:
-        """No lines: a frame has rows only."""
-        return no_faults()
-
-    def contract(self) -> Contract | None:
-        """Return None: a frame's contract is inferred."""
-        return None
-
-    def fingerprint(self) -> str | None:
-        """Return None: a frame has no address whose rows could be the same again."""
-        return None
 
     def batches(self, kinds: Mapping[str, Kind] | None = None) -> Iterator[pd.DataFrame]:
         """Give the rows, with the columns' names as text."""

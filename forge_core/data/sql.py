@@ -11,10 +11,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
-from forge_core.data.batches import BATCH_ROWS, check_names, hide_secrets, typed_frame
+from forge_core.data.batches import BATCH_ROWS, Source, check_names, hide_secrets, typed_frame
 from forge_core.data.coercion import Kind
-from forge_core.data.contracts import Contract
-from forge_core.data.quarantine import no_faults
 from forge_core.errors import (
     ConfigurationError,
     DataNotFound,
@@ -60,7 +58,7 @@ def open_sql(address: str, options: Mapping[str, Any]) -> "SqlSource":
     return SqlSource(url.difference_update_query(["table", "query"]), **chosen)
 
 
-class SqlSource:
+class SqlSource(Source):
     """A table, or the rows a query gives; see `open_sql` and `forge_core.data.batches.Source`.
 
     Parameters
@@ -73,26 +71,11 @@ class SqlSource:
         One statement that gives rows, in the database's own SQL.
     """
 
-    untyped = False
-
     def __init__(self, url: URL, *, table: str | None = None, query: str | None = None) -> None:
         self._url, self._table, self._query = url, table, query
         what = {"table": table} if table else {"query": query or ""}
         shown = url.update_query_dict(what).render_as_string(hide_password=True)
         self.address = hide_secrets(shown)
-
-    @property
-    def rejects(self) -> pd.DataFrame:
-        """No lines: a database has rows only."""
-        return no_faults()
-
-    def contract(self) -> Contract | None:
-        """Return None: a table's contract is inferred."""
-        return None
-
-    def fingerprint(self) -> str | None:
-        """Return None: nobody can tell whether a database's rows changed."""
-        return None
 
     def batches(self, kinds: Mapping[str, Kind] | None = None) -> Iterator[pd.DataFrame]:
         """Give the rows in the order of the database.
