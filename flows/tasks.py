@@ -18,14 +18,15 @@ from flows.house import House, open_house
 from forge_core.data.data_report import data_figure, ingestion_markdown
 from forge_core.data.ingest import ingest
 from forge_core.data.versions import load_contract, load_sample
-from forge_core.errors import ModelError
+from forge_core.deployment.routing import approve, read_history
+from forge_core.errors import ApprovalNeeded, ModelError
 from forge_core.models.evaluation import Evaluation, Verdict
 from forge_core.models.target import infer_learning
 from forge_core.monitoring.drift_detection import FeatureDriftDetector
 from forge_core.monitoring.reports import drift_markdown
 from forge_core.policy import DataPolicy, GatePolicy
 from forge_core.tracking.mlflow_extensions import ExperimentTracker
-from forge_core.tracking.registry import CHALLENGER, CHAMPION, write_mlmodel
+from forge_core.tracking.registry import CHALLENGER, RegisteredVersion, write_mlmodel
 from forge_core.training import candidate
 from forge_core.training.candidate import Recipe
 from forge_core.training.datasets import SplitRequest, load_split
@@ -159,61 +160,84 @@ def register_version(
 ) -> str:
     """Register the candidate as a version with all its parts; a second time finds the first."""
     house = open_house(model)
-    storage = house.storage
-    if found := house.registry.by_candidate(model, recipe.candidate_id):
-        return found.version
-    judged = storage.read_json(recipe.key("evaluation.json"))
-    verdict = Verdict.from_dict(judged["verdict"])
-    evaluation = Evaluation.from_dict(judged["evaluation"])
-    lineage = {
-        "code_commit": code_commit(),
-        "lock_sha256": lock_hash(),
-        "flow_run": parent_run,
-        "reason": reason,
-    }
-    with tempfile.TemporaryDirectory(prefix="forge-candidate-") as path:
-        tracker = ExperimentTracker(model, tracking_uri=house.settings.mlflow_url)
-        with tracker:
-            run_id = tracker.run_id or ""
-            parts = candidate.assemble(storage, recipe, Path(path) / "version", lineage={**lineage, "run": run_id})
-            write_mlmodel(parts.path, parts.pipeline, parts.input_example)
-            tracker.log_params({"model_type": recipe.model_type, **dict(recipe.hyperparameters)})
-            tracker.log_params({"dataset": recipe.split.dataset_id, "candidate": recipe.candidate_id})
-            tracker.log_metrics({name: interval.value for name, interval in evaluation.metrics.items()})
-            tracker.log_bytes(storage.read_bytes(recipe.key("evaluation.png")), "pictures/evaluation.png")
-            tracker.log_dict({"trials": trials}, "search.json")
-            dataset = recipe.split.dataset_id
-            sample = load_split(storage, recipe.split).train.head(1000)
-            tracker.log_dataset(
-                sample, name=dataset, source=f"{storage.url}/datasets/{dataset}", target=recipe.split.target
-            )
-            version = house.registry.register(
-                model,
-                parts.path,
-                run_id=run_id,
-                candidate=recipe.candidate_id,
-                gate="passed" if verdict.passed else "refused",
-                tags={"dataset": recipe.split.dataset_id},
-            )
-    if verdict.passed and house.registry.find(model, CHAMPION) != version:
-        house.registry.set_alias(version, CHALLENGER)
-    house.ledger.append_event(
-        "registered" if verdict.passed else "refused",
-        model,
-        version=version.version,
-        actor="train flow",
-        reason=verdict.reason,
-        details={"candidate": recipe.candidate_id, "run": version.run_id},
-    )
+    verdict = Verdict.from_dict(house.storage.read_json(recipe.key("evaluation.json"))["verdict"])
+    version = house.registry.by_candidate(model, recipe.candidate_id)
+    if version is None:
+        lineage = {
+            "code_commit": code_commit(),
+            "lock_sha256": lock_hash(),
+            "flow_run": parent_run,
+            "reason": reason,
+        }
+        version = _upload(house, recipe, verdict, lineage, trials)
+    if version.version not in read_history(house.ledger, model).stages:
+        if verdict.passed:
+            house.registry.set_alias(version, CHALLENGER)
+        house.ledger.append_event(
+            "registered" if verdict.passed else "refused",
+            model,
+            version=version.version,
+            actor="train flow",
+            reason=verdict.reason,
+            details={"candidate": recipe.candidate_id, "run": version.run_id},
+        )
     return version.version
 
 
+def _upload(
+    house: House, recipe: Recipe, verdict: Verdict, lineage: dict[str, Any], trials: list[dict[str, Any]]
+) -> RegisteredVersion:
+    """Put the candidate's parts together, and its figures and pictures into a run, and register them."""
+    storage, dataset = house.storage, recipe.split.dataset_id
+    evaluation = Evaluation.from_dict(storage.read_json(recipe.key("evaluation.json"))["evaluation"])
+    tracker = ExperimentTracker(house.model, tracking_uri=house.settings.mlflow_url)
+    with tempfile.TemporaryDirectory(prefix="forge-candidate-") as path, tracker:
+        run_id = tracker.run_id or ""
+        parts = candidate.assemble(storage, recipe, Path(path) / "version", lineage={**lineage, "run": run_id})
+        write_mlmodel(parts.path, parts.pipeline, parts.input_example)
+        tracker.log_params({"model_type": recipe.model_type, **dict(recipe.hyperparameters)})
+        tracker.log_params({"dataset": dataset, "candidate": recipe.candidate_id})
+        tracker.log_metrics({name: interval.value for name, interval in evaluation.metrics.items()})
+        tracker.log_bytes(storage.read_bytes(recipe.key("evaluation.png")), "pictures/evaluation.png")
+        tracker.log_dict({"trials": trials}, "search.json")
+        tracker.log_dataset_version(storage, dataset, target=recipe.split.target)
+        return house.registry.register(
+            house.model,
+            parts.path,
+            run_id=run_id,
+            candidate=recipe.candidate_id,
+            gate="passed" if verdict.passed else "refused",
+            tags={"dataset": dataset},
+        )
+
+
+@task(name="ask-for-approval", **REPEATED)
+def ask_for_approval(model: str, version: str) -> str | None:
+    """Tell how a person lets the version go live; None where nobody has to, or somebody did."""
+    from forge_core.deployment.go_live import check_approval
+
+    house = open_house(model)
+    if not house.policy.gate.approval:
+        return None
+    try:
+        check_approval(house.ledger, model, version)
+    except ApprovalNeeded as needed:
+        leave_text(slug(model, "approval"), str(needed), f"Version {version} waits for a person")
+        return str(needed)
+    return None
+
+
 @task(name="deploy", **REPEATED)
-def deploy_version(model: str, version: str, reason: str, at: datetime | None) -> dict[str, Any]:
+def deploy_version(
+    model: str, version: str, reason: str, at: datetime | None, approved_by: str | None = None
+) -> dict[str, Any]:
     """Bring a version live on Ray Serve without dropping a request, once it answers as its own pipeline does."""
     from forge_core.deployment.go_live import go_live
 
     house = open_house(model)
+    if approved_by is not None:
+        chosen = house.registry.resolve(model, version).version
+        approve(house.ledger, model, chosen, actor=approved_by, reason=reason, at=at)
     try:
         live = go_live(
             house.storage,
@@ -223,7 +247,7 @@ def deploy_version(model: str, version: str, reason: str, at: datetime | None) -
             model,
             version,
             policy=house.policy,
-            actor="train flow",
+            actor=approved_by or "train flow",
             reason=reason,
             at=at,
             progress=logger.info,
@@ -236,6 +260,18 @@ def deploy_version(model: str, version: str, reason: str, at: datetime | None) -
         figures = [{"figure": name, "value": value} for name, value in parity.items() if name != "worst"]
         leave_table(slug(model, "parity"), figures, f"Version {version} over HTTP against its own pipeline")
     return live
+
+
+@task(name="rollback", **REPEATED)
+def roll_back_version(model: str, from_version: str, actor: str, reason: str) -> str:
+    """Give the traffic to the champion before this one."""
+    from forge_core.deployment.go_back import go_back
+
+    house = open_house(model)
+    return go_back(
+        house.ledger, house.registry, house.serve, model,
+        actor=actor, reason=reason, from_version=from_version, progress=logger.info,
+    )  # fmt: skip
 
 
 def _leave_evaluation(house: House, recipe: Recipe, evaluation: Evaluation, verdict: Verdict) -> None:

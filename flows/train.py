@@ -8,6 +8,7 @@ from prefect.runtime import flow_run
 from flows.dead_runs import crash_dead_runs
 from flows.house import House, open_house, utc
 from flows.tasks import (
+    ask_for_approval,
     compare_parts,
     compile_pipeline,
     deploy_version,
@@ -56,7 +57,8 @@ async def train(
     Returns
     -------
     dict
-        `version`, `passed`, `reason`, `dataset`, and `live` where it was deployed.
+        `version`, `passed`, `reason`, `dataset`, and `live` where it was deployed, or in `waits_for` how a person
+        approves it where the policy asks for that.
     """
     await crash_dead_runs()
     return _train(model, source, since, until, trials, start_from, deploy, reason)
@@ -108,7 +110,11 @@ def _train(
         "reason": judged["reason"],
         "dataset": rows["dataset"],
     }
-    if deploy and result["passed"]:
+    if not (deploy and result["passed"]):
+        return result
+    if waits := ask_for_approval(model, version):
+        result["waits_for"] = waits
+    else:
         result["live"] = deploy_version(model, version, reason, utc(until))
     return result
 

@@ -10,6 +10,7 @@
     │   └── UnusableTarget        no target column, or a target nothing can be learnt from
     ├── ModelError
     │   ├── ModelNotFound         no model, version or alias of this name
+    │   ├── ApprovalNeeded        a person has to approve this version before it goes live
     │   ├── IncompleteVersion     a registered version lacks a part, or a part was changed
     │   └── UntrustedModel        a file would run foreign code while it loads
     ├── MonitoringError
@@ -82,6 +83,10 @@ class ModelError(ForgeError):
 
 class ModelNotFound(ModelError):
     """No model, version or alias of this name."""
+
+
+class ApprovalNeeded(ModelError):
+    """The policy wants a person to approve this version before it goes live."""
 
 
 class IncompleteVersion(ModelError):

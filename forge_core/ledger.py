@@ -5,7 +5,7 @@ only after its transaction is committed.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,23 @@ class Feedback:
     event_time: datetime
 
 
+@dataclass(frozen=True)
+class Event:
+    """Who did what to which version of a model, why, and when (`at`: event time in UTC, now by default)."""
+
+    kind: str
+    model: str
+    version: str | None
+    actor: str
+    reason: str
+    at: datetime | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def _row(self) -> dict[str, Any]:
+        now = datetime.now(UTC)
+        return {**vars(self), "at": self.at or now, "recorded_at": now, "details": dict(self.details)}
+
+
 class Ledger:
     """The database behind a SQLAlchemy URL; its tables are made on first use.
 
@@ -66,9 +83,9 @@ class Ledger:
     >>> now = datetime(2013, 4, 1, tzinfo=UTC)
     >>> ledger.record_feedback("flights", [Feedback("r1", 1.0, now), Feedback("r1", 0.0, now)])
     1
-    >>> ledger.append_event("promoted", "flights", version="7", actor="ana", reason="better", at=now)
-    >>> ledger.live_version("flights", now)
-    '7'
+    >>> ledger.append_event("checked", "flights", version="7", actor="monitor flow", reason="no drift", at=now)
+    >>> [event["reason"] for event in ledger.events("flights")]
+    ['no drift']
     """
 
     def __init__(self, url: str) -> None:
@@ -128,8 +145,12 @@ class Ledger:
             row = connection.execute(sa.select(_serving).where(_serving.c.router == router)).one_or_none()
         return (row.revision, dict(row.state)) if row else (0, {})
 
-    def put_serving_state(self, router: str, state: Mapping[str, Any], *, expected_revision: int) -> int:
+    def put_serving_state(
+        self, router: str, state: Mapping[str, Any], *, expected_revision: int, event: Event | None = None
+    ) -> int:
         """Replace a router's state if nobody else did since `expected_revision`; return the new revision.
+
+        The event that tells why is committed with it, or neither is.
 
         Raises
         ------
@@ -143,8 +164,12 @@ class Ledger:
             with self.engine.begin() as connection:
                 if expected_revision == 0:
                     connection.execute(sa.insert(_serving).values(router=router, **values))
-                    return revision
-                if connection.execute(change.values(**values)).rowcount == 1:
+                    changed = 1
+                else:
+                    changed = connection.execute(change.values(**values)).rowcount
+                if changed and event is not None:
+                    connection.execute(sa.insert(_events).values(event._row()))
+                if changed:
                     return revision
         except IntegrityError:
             pass
@@ -164,20 +189,10 @@ class Ledger:
         details: Mapping[str, Any] | None = None,
         at: datetime | None = None,
     ) -> None:
-        """Append who did what to which version, why and when (`at` is event time, UTC; default now)."""
-        now = datetime.now(UTC)
-        entry = {
-            "at": at or now,
-            "recorded_at": now,
-            "kind": kind,
-            "model": model,
-            "version": version,
-            "actor": actor,
-            "reason": reason,
-            "details": dict(details or {}),
-        }
+        """Append an `Event`."""
+        event = Event(kind, model, version, actor, reason, at, details or {})
         with self.engine.begin() as connection:
-            connection.execute(sa.insert(_events).values(entry))
+            connection.execute(sa.insert(_events).values(event._row()))
 
     def events(self, model: str, *kinds: str) -> list[dict[str, Any]]:
         """Return a model's events in the order they were recorded, all kinds or only the given ones."""
@@ -187,11 +202,6 @@ class Ledger:
         with self.engine.connect() as connection:
             rows = connection.execute(query).mappings().all()
         return [{**row, "at": _utc(row["at"]), "recorded_at": _utc(row["recorded_at"])} for row in rows]
-
-    def live_version(self, model: str, at: datetime) -> str | None:
-        """Return the version that was live at a moment of event time, or None before the first."""
-        live = [e for e in self.events(model, "promoted", "rolled_back") if e["at"] <= at]
-        return live[-1]["version"] if live else None
 
     def _insert(self, table: sa.Table) -> Any:
         from sqlalchemy.dialects import postgresql, sqlite

@@ -95,6 +95,7 @@ class GatePolicy(_Section):
     )
     parity_tolerance: float = Field(1e-4, gt=0, description="Largest difference of probabilities, compiled to native.")
     replay_rows: int = Field(200, ge=1, description="Held-out rows replayed over HTTP before a version goes live.")
+    approval: bool = Field(False, description="A person must approve a version that passed before it goes live.")
     min_rows: int = Field(200, ge=1, description="Fewest held-out rows on which a verdict is given.")
 
 

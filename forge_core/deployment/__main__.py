@@ -1,45 +1,122 @@
-"""`python -m forge_core.deployment reconcile | status | rollback MODEL`: the serving state at a terminal."""
+"""What is live, at a terminal.
+
+python -m forge_core.deployment status | reconcile
+python -m forge_core.deployment history MODEL | live MODEL --at TIME
+python -m forge_core.deployment approve | decline MODEL VERSION --by NAME --reason WHY
+python -m forge_core.deployment rollback MODEL
+"""
 
 import argparse
+import getpass
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 
-from forge_core.deployment.routing import read_state, roll_back
+import pandas as pd
+
+from forge_core.deployment.go_back import go_back, name_roles
+from forge_core.deployment.routing import approve, decline, read_history, read_state
 from forge_core.deployment.serve_client import get_serve_client
+from forge_core.deployment.stages import TRANSITIONS, live_at
 from forge_core.errors import ForgeError
 from forge_core.ledger import Ledger
-from forge_core.settings import get_settings
+from forge_core.settings import Settings, get_settings
+from forge_core.tracking.registry import Registry
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m forge_core.deployment", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("reconcile", help="bring Serve to the desired state")
-    commands.add_parser("status", help="print the desired state and the applications")
-    back = commands.add_parser("rollback", help="make the previous champion champion again")
-    back.add_argument("model")
-    back.add_argument("--reason", default="asked for at a terminal")
-    chosen = parser.parse_args(arguments)
+    chosen = _parser().parse_args(arguments)
     settings = get_settings()
     logging.basicConfig(level=settings.log_level, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        ledger, serve = Ledger(settings.ledger), get_serve_client(settings)
-        if chosen.command == "rollback":
-            roll_back(ledger, chosen.model, actor="terminal", reason=chosen.reason)
-        if chosen.command == "status":
-            revision, state = read_state(ledger)
-            sys.stdout.write(f"revision {revision}\n")
-            sys.stdout.writelines(f"{model}: {_told(entry)}\n" for model, entry in sorted(state["models"].items()))
-            sys.stdout.writelines(f"{name}: {status}\n" for name, status in serve.statuses().items())
-        else:
-            serve.reconcile(ledger, progress=logging.info)
+        _COMMANDS[chosen.command](Ledger(settings.ledger), settings, chosen)
     except ForgeError as error:
         sys.stderr.write(f"{error}\n")
         return 1
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m forge_core.deployment", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("reconcile", help="bring Serve to the desired state")
+    commands.add_parser("status", help="print the desired state and the applications")
+    commands.add_parser("history", help="who did what to which version, when and why").add_argument("model")
+    live = commands.add_parser("live", help="which version was live")
+    live.add_argument("model")
+    live.add_argument("--at", type=_moment, default=None, help="ISO time, UTC where it names no zone (default: now)")
+    for name, told in (("approve", "let a version go live"), ("decline", "refuse a version for good")):
+        command = commands.add_parser(name, help=told)
+        command.add_argument("model")
+        command.add_argument("version")
+        command.add_argument("--by", default=getpass.getuser())
+        command.add_argument("--reason", required=True)
+    back = commands.add_parser("rollback", help="make the champion before this one champion again")
+    back.add_argument("model")
+    back.add_argument("--by", default=getpass.getuser())
+    back.add_argument("--reason", default="asked for at a terminal")
+    return parser
+
+
+def _moment(text: str) -> datetime:
+    moment = datetime.fromisoformat(text)
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+def _status(ledger: Ledger, settings: Settings, chosen: argparse.Namespace) -> None:
+    revision, state = read_state(ledger)
+    sys.stdout.write(f"revision {revision}\n")
+    sys.stdout.writelines(f"{model}: {_told(entry)}\n" for model, entry in sorted(state["models"].items()))
+    sys.stdout.writelines(f"{name}: {status}\n" for name, status in get_serve_client(settings).statuses().items())
+
+
+def _reconcile(ledger: Ledger, settings: Settings, chosen: argparse.Namespace) -> None:
+    get_serve_client(settings).reconcile(ledger, progress=logging.info)
+
+
+def _history(ledger: Ledger, settings: Settings, chosen: argparse.Namespace) -> None:
+    events = ledger.events(chosen.model, *TRANSITIONS)
+    rows = [{"when": f"{e['at']:%Y-%m-%d %H:%M:%S}", "what": e["kind"], "version": e["version"], "who": e["actor"],
+             "why": e["reason"]} for e in events]  # fmt: skip
+    told = pd.DataFrame(rows).to_markdown(index=False) if rows else f"nothing happened to {chosen.model!r} yet"
+    stages = read_history(ledger, chosen.model).stages
+    sys.stdout.write(f"{told}\n\n" + "".join(f"version {v}: {stage}\n" for v, stage in stages.items()))
+
+
+def _live(ledger: Ledger, settings: Settings, chosen: argparse.Namespace) -> None:
+    version = live_at(ledger.events(chosen.model), chosen.at or datetime.now(UTC))
+    sys.stdout.write(f"{version or 'none'}\n")
+
+
+def _judge(ledger: Ledger, settings: Settings, chosen: argparse.Namespace) -> None:
+    registry = Registry(settings.mlflow_url)
+    version = registry.resolve(chosen.model, chosen.version).version
+    judge = {"approve": approve, "decline": decline}[chosen.command]
+    judge(ledger, chosen.model, version, actor=chosen.by, reason=chosen.reason)
+    name_roles(registry, ledger, chosen.model)
+
+
+def _rollback(ledger: Ledger, settings: Settings, chosen: argparse.Namespace) -> None:
+    registry, serve = Registry(settings.mlflow_url), get_serve_client(settings)
+    go_back(
+        ledger, registry, serve, chosen.model, actor=chosen.by, reason=chosen.reason, progress=logging.info
+    )  # fmt: skip
+
+
+_COMMANDS: dict[str, Callable[[Ledger, Settings, argparse.Namespace], None]] = {
+    "status": _status,
+    "reconcile": _reconcile,
+    "history": _history,
+    "live": _live,
+    "approve": _judge,
+    "decline": _judge,
+    "rollback": _rollback,
+}
 
 
 def _told(entry: Mapping[str, str | None]) -> str:

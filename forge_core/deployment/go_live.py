@@ -8,18 +8,19 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
+from forge_core.deployment.go_back import name_roles
 from forge_core.deployment.mirror import mirror_version
 from forge_core.deployment.parity import ParityReport, check_parity
 from forge_core.deployment.replay_rows import choose_rows
-from forge_core.deployment.routing import dismiss, nominate, promote, read_state, withdraw
+from forge_core.deployment.routing import dismiss, nominate, promote, read_history, read_state, withdraw
 from forge_core.deployment.serve_client import ServeClient
 from forge_core.deployment.served_path import ServedPath
-from forge_core.errors import ForgeError, ModelError, ServiceUnavailable
+from forge_core.errors import ApprovalNeeded, ForgeError, ModelError, ServiceUnavailable
 from forge_core.ledger import Ledger
 from forge_core.models.version import VersionFolder
 from forge_core.policy import ModelPolicy
 from forge_core.storage import Storage
-from forge_core.tracking.registry import CHALLENGER, CHAMPION, Registry
+from forge_core.tracking.registry import Registry
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ def go_live(
     Parameters
     ----------
     policy : ModelPolicy
-        `gate.parity_tolerance`, `gate.replay_rows`, and how the rows were split.
+        `gate.approval`, `gate.parity_tolerance`, `gate.replay_rows`, and how the rows were split.
 
     Returns
     -------
@@ -56,9 +57,11 @@ def go_live(
 
     Raises
     ------
+    ApprovalNeeded
+        When the policy asks for a person's approval and nobody gave it.
     ModelError
-        When the version's gate refused it, it does not start, or it answers differently from its pipeline; what was
-        live goes on serving. `context["parity"]` has the figures and the worst rows.
+        When the version's gate or a person refused it, it does not start, or it answers differently from its
+        pipeline; what was live goes on serving. `context["parity"]` has the figures and the worst rows.
     Conflict
         When another deployment of the same model came between.
     """
@@ -66,11 +69,13 @@ def go_live(
     with registry.open(registered) as folder:
         if not registered.passed_gate:
             raise ModelError(f"version {registered.version} of {model!r} was refused: {folder.verdict.reason}")
+        if policy.gate.approval:
+            check_approval(ledger, model, registered.version)
         mirror_version(storage, model, registered.version, folder)
         champion = read_state(ledger)[1]["models"].get(model, {}).get("champion")
         parity: ParityReport | None = None
         if champion != registered.version:
-            nominate(ledger, model, registered.version)
+            nominate(ledger, model, registered.version, actor=actor, reason=reason, at=at)
             try:
                 parity = _try(storage, ledger, serve, folder, model, registered.version, policy, progress)
             except ServiceUnavailable:
@@ -82,22 +87,32 @@ def go_live(
                 _tidy(ledger, serve, progress)
                 raise
     details = {"parity": parity.to_dict()} if parity else {}
-    promote(ledger, model, registered.version, actor=actor, reason=reason, at=at, details=details, from_candidate=True)
+    promote(ledger, model, registered.version, actor=actor, reason=reason, at=at, details=details)
     try:
         table = serve.reconcile(ledger, progress=progress)
     except ModelError:
         withdraw(ledger, model, registered.version, actor=actor, reason="it did not start", at=at)
         serve.reconcile(ledger, progress=progress)
         raise
-    registry.set_alias(registered, CHAMPION)
-    if (challenger := registry.find(model, CHALLENGER)) and challenger.version == registered.version:
-        registry.remove_alias(model, CHALLENGER)
+    name_roles(registry, ledger, model)
     return {
         "version": registered.version,
         "table": table,
         "revision": read_state(ledger)[0],
         "parity": details.get("parity"),
     }
+
+
+def check_approval(ledger: Ledger, model: str, version: str) -> None:
+    """Raise ApprovalNeeded unless a person approved the version, or it was live before."""
+    history = read_history(ledger, model)
+    if version not in history.approvals and version not in history.line:
+        raise ApprovalNeeded(
+            f"version {version} of {model!r} passed its gate and waits for a person's approval, as the policy asks; "
+            f"`prefect deployment run 'deploy/{model}' -p version={version} -p approved_by=NAME -p reason=WHY` "
+            f"approves and deploys it, `python -m forge_core.deployment decline {model} {version}` refuses it",
+            context={"model": model, "version": version},
+        )
 
 
 def _try(

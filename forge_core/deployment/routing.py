@@ -1,6 +1,8 @@
-"""The desired serving state: which version of each model is champion, and which is on trial.
+"""The desired serving state, and every step by which a version comes to it or leaves it.
 
-One revisioned row of the ledger (compare-and-set), so two promotions at once cannot undo each other.
+One revisioned row of the ledger, changed by compare-and-set together with the event that tells who, what, why and
+when: two promotions at once cannot undo each other, and no change lacks its event. `stages` says which steps a version
+may take.
 
 A version goes live in two steps. `nominate` makes it the *candidate*: loaded, held by the router, and given no
 traffic. Then `promote` makes it champion, or `dismiss` takes it out. A candidate that a killed deployment left
@@ -11,11 +13,15 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
+from forge_core.deployment.stages import History
 from forge_core.errors import Conflict, ModelNotFound
-from forge_core.ledger import Ledger
+from forge_core.ledger import Event, Ledger
 
 ROUTER = "router"
 State = dict[str, Any]
+Entry = dict[str, Any]
+# What a step makes of a model's entry: the entry and the event, or None where nothing is left to do.
+Change = Callable[[Entry, History], tuple[Entry, Event] | None]
 
 
 def read_state(ledger: Ledger) -> tuple[int, State]:
@@ -28,20 +34,57 @@ def read_state(ledger: Ledger) -> tuple[int, State]:
     return revision, state or {"models": {}}
 
 
-def nominate(ledger: Ledger, model: str, version: str) -> int:
-    """Make a version the candidate, in place of any other, and return the new revision.
+def read_history(ledger: Ledger, model: str) -> History:
+    """Return where every version of a model stands, and why."""
+    return History.of(ledger.events(model))
 
-    The champion cannot be a candidate: nominating it changes nothing.
+
+def approve(ledger: Ledger, model: str, version: str, *, actor: str, reason: str, at: datetime | None = None) -> None:
+    """Record that a person lets a version go live; a second approval changes nothing.
+
+    Raises
+    ------
+    ModelError
+        When the version was refused, or is live or on trial already.
     """
 
-    def change(state: State) -> bool:
-        entry = state["models"].get(model, {})
-        if version in (entry.get("champion"), entry.get("candidate")):
-            return False
-        state["models"][model] = {**entry, "candidate": version}
-        return True
+    def change(entry: Entry, history: History) -> tuple[Entry, Event] | None:
+        if history.stage(version) == "approved":
+            return None
+        history.check("approved", model, version)
+        return entry, Event("approved", model, version, actor, reason, at)
 
-    return _update(ledger, change)[0]
+    _update(ledger, model, change)
+
+
+def decline(ledger: Ledger, model: str, version: str, *, actor: str, reason: str, at: datetime | None = None) -> None:
+    """Record that a person refuses a version, which is final; raises as `approve` does."""
+
+    def change(entry: Entry, history: History) -> tuple[Entry, Event] | None:
+        history.check("declined", model, version)
+        return entry, Event("declined", model, version, actor, reason, at)
+
+    _update(ledger, model, change)
+
+
+def nominate(ledger: Ledger, model: str, version: str, *, actor: str, reason: str, at: datetime | None = None) -> int:
+    """Make a version the candidate, in place of any other, and return the revision of the state.
+
+    The champion cannot be a candidate: nominating it changes nothing.
+
+    Raises
+    ------
+    ModelError
+        When the version was refused; says by whom and why.
+    """
+
+    def change(entry: Entry, history: History) -> tuple[Entry, Event] | None:
+        if version in (entry.get("champion"), entry.get("candidate")):
+            return None
+        history.check("nominated", model, version)
+        return {**entry, "candidate": version}, Event("nominated", model, version, actor, reason, at)
+
+    return _update(ledger, model, change)
 
 
 def promote(
@@ -53,39 +96,30 @@ def promote(
     reason: str,
     at: datetime | None = None,
     details: Mapping[str, Any] | None = None,
-    from_candidate: bool = False,
 ) -> int:
-    """Make a version the champion in the desired state and return the new revision.
+    """Make the candidate the champion and return the revision of the state.
 
     Promoting the version that is champion already changes nothing, so a repeated step is harmless.
-
-    Parameters
-    ----------
-    from_candidate : bool
-        Promote only the version that is the candidate still.
 
     Raises
     ------
     Conflict
-        When it should be the candidate and is not: another deployment nominated another version meanwhile.
+        When it is not the candidate: another deployment nominated another version meanwhile.
     """
 
-    def change(state: State) -> bool:
-        entry = state["models"].get(model, {})
-        if entry.get("champion") == version:
-            return False
-        if from_candidate and entry.get("candidate") != version:
+    def change(entry: Entry, history: History) -> tuple[Entry, Event] | None:
+        champion = entry.get("champion")
+        if champion == version:
+            return None
+        if entry.get("candidate") != version:
             raise Conflict(
                 f"expected version {version} of {model!r} to be the candidate, found {entry.get('candidate')}: "
                 "another deployment came between; deploy again"
             )
-        state["models"][model] = _entry(version, entry.get("champion"), entry.get("candidate"))
-        return True
+        event = Event("promoted", model, version, actor, reason, at, details or {})
+        return {"champion": version, "previous": champion}, event
 
-    revision, changed = _update(ledger, change)
-    if changed:
-        ledger.append_event("promoted", model, version=version, actor=actor, reason=reason, at=at, details=details)
-    return revision
+    return _update(ledger, model, change)
 
 
 def dismiss(
@@ -100,69 +134,81 @@ def dismiss(
 ) -> None:
     """Take a candidate out of the desired state and record why; what is champion stays."""
 
-    def change(state: State) -> bool:
-        entry = state["models"].get(model, {})
+    def change(entry: Entry, history: History) -> tuple[Entry, Event] | None:
         if entry.get("candidate") != version:
-            return False
-        del entry["candidate"]
-        if not entry:
-            del state["models"][model]
-        return True
+            return None
+        kept = {role: v for role, v in entry.items() if role != "candidate"}
+        return kept, Event("dismissed", model, version, actor, reason, at, details or {})
 
-    if _update(ledger, change)[1]:
-        ledger.append_event("refused", model, version=version, actor=actor, reason=reason, at=at, details=details)
+    _update(ledger, model, change)
 
 
-def roll_back(ledger: Ledger, model: str, *, actor: str, reason: str, at: datetime | None = None) -> str:
-    """Make the previous champion champion again and return its version; a candidate stays one."""
-    restored: list[str] = []
+def roll_back(
+    ledger: Ledger,
+    model: str,
+    *,
+    actor: str,
+    reason: str,
+    at: datetime | None = None,
+    from_version: str | None = None,
+) -> str:
+    """Make the champion before this one champion again and return its version; a candidate stays one.
 
-    def change(state: State) -> bool:
-        entry = state["models"].get(model, {})
+    Parameters
+    ----------
+    from_version : str, optional
+        The champion to leave. Where it is champion no more, nothing changes: so a repeated call goes back once.
+
+    Raises
+    ------
+    ModelNotFound
+        When there is no champion before this one.
+    """
+
+    def change(entry: Entry, history: History) -> tuple[Entry, Event] | None:
+        if entry.get("champion") and from_version not in (None, entry["champion"]):
+            return None
         if not entry.get("previous"):
-            raise ModelNotFound(f"model {model!r} has no previous champion to roll back to")
-        restored.append(entry["previous"])
-        state["models"][model] = _entry(entry["previous"], entry["champion"], entry.get("candidate"))
-        return True
+            raise ModelNotFound(
+                f"model {model!r} has no champion before {entry.get('champion')} to roll back to; deploy a version"
+            )
+        return _without_champion(entry, history), Event("rolled_back", model, entry["previous"], actor, reason, at)
 
-    _update(ledger, change)
-    ledger.append_event("rolled_back", model, version=restored[-1], actor=actor, reason=reason, at=at)
-    return restored[-1]
+    _update(ledger, model, change)
+    champion: str = read_state(ledger)[1]["models"][model]["champion"]
+    return champion
 
 
 def withdraw(ledger: Ledger, model: str, version: str, *, actor: str, reason: str, at: datetime | None = None) -> None:
-    """Take a champion that never came up out of the desired state; its predecessor, if any, is champion again."""
-    restored: list[str | None] = []
+    """Take a champion that never came up out of the desired state; the one before it, if any, is champion again."""
 
-    def change(state: State) -> bool:
-        entry = state["models"].get(model, {})
+    def change(entry: Entry, history: History) -> tuple[Entry, Event] | None:
         if entry.get("champion") != version:
-            return False
-        restored.append(entry.get("previous"))
-        if entry.get("previous"):
-            state["models"][model] = _entry(entry["previous"], None, entry.get("candidate"))
-        elif entry.get("candidate"):
-            state["models"][model] = {"candidate": entry["candidate"]}
-        else:
-            del state["models"][model]
-        return True
+            return None
+        return _without_champion(entry, history), Event("withdrawn", model, version, actor, reason, at)
 
-    if _update(ledger, change)[1]:
-        ledger.append_event("rolled_back", model, version=restored[-1], actor=actor, reason=reason, at=at)
+    _update(ledger, model, change)
 
 
-def _entry(champion: str, previous: str | None, candidate: str | None) -> dict[str, str | None]:
-    entry = {"champion": champion, "previous": previous}
-    return {**entry, "candidate": candidate} if candidate and candidate != champion else entry
+def _without_champion(entry: Entry, history: History) -> Entry:
+    """Return the entry in which those before the champion move up."""
+    before = history.line[:-1]
+    kept: Entry = {"candidate": entry["candidate"]} if entry.get("candidate") not in (None, *before[-1:]) else {}
+    return {"champion": before[-1], "previous": before[-2] if len(before) > 1 else None, **kept} if before else kept
 
 
-def _update(ledger: Ledger, change: Callable[[State], bool], attempts: int = 5) -> tuple[int, bool]:
+def _update(ledger: Ledger, model: str, change: Change, attempts: int = 5) -> int:
+    """Change a model's entry, with its event, against whoever else changes it; return the revision."""
     for attempt in range(attempts):
         revision, state = read_state(ledger)
-        if not change(state):
-            return revision, False
+        changed = change(dict(state["models"].get(model, {})), read_history(ledger, model))
+        if changed is None:
+            return revision
+        entry, event = changed
+        others = {name: row for name, row in state["models"].items() if name != model}
+        models = {**others, model: entry} if entry else others
         try:
-            return ledger.put_serving_state(ROUTER, state, expected_revision=revision), True
+            return ledger.put_serving_state(ROUTER, {"models": models}, expected_revision=revision, event=event)
         except Conflict:
             if attempt == attempts - 1:
                 raise

@@ -1,5 +1,6 @@
 """Ray Train around the workers: start them, start them again when they die, and tell how far they are."""
 
+import os
 import threading
 import uuid
 from collections.abc import Callable
@@ -20,6 +21,8 @@ def run_workers(storage: Storage, job: Job, workers: int, room: Room, failures: 
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
+    # How often Ray Train asks its workers; each report waits for that, 2 s by default, also after an epoch of 0.2 s.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     trainer = TorchTrainer(
         run_worker,
         train_loop_config=job.to_dict(),

@@ -19,7 +19,8 @@ from forge_core.deployment.replay_rows import NEVER_SEEN, choose_rows, plant_fau
 from forge_core.deployment.routing import dismiss, nominate, promote, read_state, roll_back, withdraw
 from forge_core.deployment.serve_client import ServeClient
 from forge_core.deployment.served_path import Answer
-from forge_core.errors import Conflict, ModelError
+from forge_core.deployment.stages import live_at
+from forge_core.errors import Conflict, ModelError, ModelNotFound
 from forge_core.ledger import Ledger
 from forge_core.models.version import VersionFolder
 from forge_core.policy import DataPolicy, GatePolicy
@@ -41,55 +42,61 @@ def entry(ledger: Ledger, model: str = "m") -> dict[str, Any] | None:
     return read_state(ledger)[1]["models"].get(model)
 
 
+def bring_live(ledger: Ledger, model: str, version: str) -> None:
+    nominate(ledger, model, version, **WHO)
+    promote(ledger, model, version, **WHO)
+
+
 def test_a_candidate_becomes_champion_and_the_champion_previous(ledger: Ledger) -> None:
-    promote(ledger, "m", "1", **WHO)
-    nominate(ledger, "m", "2")
+    bring_live(ledger, "m", "1")
+    nominate(ledger, "m", "2", **WHO)
     assert entry(ledger) == {"champion": "1", "previous": None, "candidate": "2"}
-    promote(ledger, "m", "2", from_candidate=True, details={"parity": {"n_rows": 3}}, **WHO)
+    promote(ledger, "m", "2", details={"parity": {"n_rows": 3}}, **WHO)
     assert entry(ledger) == {"champion": "2", "previous": "1"}
     assert ledger.events("m", "promoted")[-1]["details"] == {"parity": {"n_rows": 3}}
 
 
 def test_the_first_version_of_a_model_is_a_candidate_without_a_champion(ledger: Ledger) -> None:
-    nominate(ledger, "m", "1")
+    nominate(ledger, "m", "1", **WHO)
     assert entry(ledger) == {"candidate": "1"}
     dismiss(ledger, "m", "1", **WHO)
     assert entry(ledger) is None
 
 
 def test_a_dismissed_candidate_leaves_the_champion_and_its_reason(ledger: Ledger) -> None:
-    promote(ledger, "m", "1", **WHO)
-    nominate(ledger, "m", "2")
+    bring_live(ledger, "m", "1")
+    nominate(ledger, "m", "2", **WHO)
     dismiss(ledger, "m", "2", details={"worst": [1]}, **WHO)
     dismiss(ledger, "m", "2", **WHO)  # again changes nothing
     assert entry(ledger) == {"champion": "1", "previous": None}
-    (refused,) = ledger.events("m", "refused")
-    assert refused["version"] == "2" and refused["details"] == {"worst": [1]}
-    assert ledger.live_version("m", datetime.now(UTC)) == "1"
+    (dismissed,) = ledger.events("m", "dismissed")
+    assert dismissed["version"] == "2" and dismissed["details"] == {"worst": [1]}
+    assert live_at(ledger.events("m"), datetime.now(UTC)) == "1"
 
 
 def test_a_repeated_nomination_changes_nothing_and_another_replaces_what_a_killed_deployment_left(
     ledger: Ledger,
 ) -> None:
-    promote(ledger, "m", "1", **WHO)
-    first = nominate(ledger, "m", "2")
-    assert nominate(ledger, "m", "2") == first and nominate(ledger, "m", "1") == first
-    nominate(ledger, "m", "3")
+    bring_live(ledger, "m", "1")
+    first = nominate(ledger, "m", "2", **WHO)
+    assert nominate(ledger, "m", "2", **WHO) == first and nominate(ledger, "m", "1", **WHO) == first
+    nominate(ledger, "m", "3", **WHO)
     assert entry(ledger) == {"champion": "1", "previous": None, "candidate": "3"}
     with pytest.raises(Conflict, match="expected version 2 of 'm' to be the candidate, found 3"):
-        promote(ledger, "m", "2", from_candidate=True, **WHO)
+        promote(ledger, "m", "2", **WHO)
 
 
 def test_rolling_back_and_withdrawing_leave_a_candidate_alone(ledger: Ledger) -> None:
     for version in ("1", "2"):
-        promote(ledger, "m", version, **WHO)
-    nominate(ledger, "m", "3")
-    assert roll_back(ledger, "m", **WHO) == "1"
-    assert entry(ledger) == {"champion": "1", "previous": "2", "candidate": "3"}
+        bring_live(ledger, "m", version)
+    nominate(ledger, "m", "3", **WHO)
+    assert roll_back(ledger, "m", from_version="2", **WHO) == "1"
+    assert roll_back(ledger, "m", from_version="2", **WHO) == "1"  # a repeated call goes back once
+    assert entry(ledger) == {"champion": "1", "previous": None, "candidate": "3"}
+    with pytest.raises(ModelNotFound, match="no champion before 1"):
+        roll_back(ledger, "m", **WHO)
     withdraw(ledger, "m", "1", **WHO)
-    assert entry(ledger) == {"champion": "2", "previous": None, "candidate": "3"}
-    promote(ledger, "m", "4", **WHO)  # directly, past the candidate
-    assert entry(ledger) == {"champion": "4", "previous": "2", "candidate": "3"}
+    assert entry(ledger) == {"candidate": "3"}
 
 
 class RecordedServe(ServeClient):
@@ -123,9 +130,9 @@ class RecordedServe(ServeClient):
 
 def test_a_candidate_is_loaded_then_held_and_its_promotion_loads_nothing_again(ledger: Ledger) -> None:
     serve = RecordedServe()
-    promote(ledger, "m", "1", **WHO)
+    bring_live(ledger, "m", "1")
     serve.reconcile(ledger)
-    nominate(ledger, "m", "2")
+    nominate(ledger, "m", "2", **WHO)
     serve.puts.clear()
     serve.reconcile(ledger, trying="m")
     both = ["variant-m-v1", "variant-m-v2"]
@@ -133,7 +140,7 @@ def test_a_candidate_is_loaded_then_held_and_its_promotion_loads_nothing_again(l
         (both, {"m": {"champion": "1"}}),
         (both, {"m": {"champion": "1", "candidate": "2"}}),
     ]
-    promote(ledger, "m", "2", from_candidate=True, **WHO)
+    promote(ledger, "m", "2", **WHO)
     serve.puts.clear()
     serve.reconcile(ledger)
     assert serve.puts == [(both, {"m": {"champion": "2"}}), (["variant-m-v2"], {"m": {"champion": "2"}})]
@@ -141,7 +148,7 @@ def test_a_candidate_is_loaded_then_held_and_its_promotion_loads_nothing_again(l
 
 def test_a_first_candidate_gives_the_router_no_champion(ledger: Ledger) -> None:
     serve = RecordedServe()
-    nominate(ledger, "m", "1")
+    nominate(ledger, "m", "1", **WHO)
     serve.reconcile(ledger, trying="m")
     assert serve.table == {"m": {"candidate": "1"}}
     dismiss(ledger, "m", "1", **WHO)
@@ -151,9 +158,9 @@ def test_a_first_candidate_gives_the_router_no_champion(ledger: Ledger) -> None:
 
 def test_a_candidate_that_does_not_start_is_removed_after_its_dismissal(ledger: Ledger) -> None:
     serve = RecordedServe(failing=("variant-m-v2",))
-    promote(ledger, "m", "1", **WHO)
+    bring_live(ledger, "m", "1")
     serve.reconcile(ledger)
-    nominate(ledger, "m", "2")
+    nominate(ledger, "m", "2", **WHO)
     with pytest.raises(ModelError, match="variant-m-v2 did not start"):
         serve.reconcile(ledger, trying="m")
     assert serve.table == {"m": {"champion": "1"}}
@@ -163,12 +170,12 @@ def test_a_candidate_that_does_not_start_is_removed_after_its_dismissal(ledger: 
 
 
 def test_after_a_restart_a_candidate_that_was_left_behind_is_not_loaded(ledger: Ledger) -> None:
-    promote(ledger, "m", "1", **WHO)
-    nominate(ledger, "m", "2")
+    bring_live(ledger, "m", "1")
+    nominate(ledger, "m", "2", **WHO)
     serve = RecordedServe(failing=("variant-m-v2",))
     assert serve.reconcile(ledger) == {"m": {"champion": "1"}}
-    promote(ledger, "n", "7", **WHO)
-    nominate(ledger, "n", "8")
+    bring_live(ledger, "n", "7")
+    nominate(ledger, "n", "8", **WHO)
     table = {"m": {"champion": "1"}, "n": {"champion": "7", "candidate": "8"}}
     assert serve.reconcile(ledger, trying="n") == table
     # While a deployment tries it, every other reconcile leaves it where it is.

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -58,13 +57,6 @@ def cluster() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def flights() -> pd.DataFrame:
     return load_flights(until=datetime(2013, 1, 8, tzinfo=UTC))
-
-
-@pytest.fixture
-def rows(tmp_path: Path) -> Path:
-    file = tmp_path / "rows.parquet"
-    generate_sample_data(6000, random_state=0)[[*FEATURES, "target"]].to_parquet(file)
-    return file
 
 
 def estimators() -> list[Any]:
@@ -168,18 +160,6 @@ def test_a_batch_size_that_does_not_divide_goes_to_the_nearest_with_a_warning(
     assert "chosen=63" in caplog.text
 
 
-@pytest.mark.ray
-def test_the_guides_command_trains_on_a_csv_file(tmp_path: Path) -> None:
-    generate_sample_data(4000, random_state=0)[[*FEATURES, "target"]].to_csv(tmp_path / "rows.csv", index=False)
-    command = ["--master", "--num-workers=2", "--dataset=rows.csv", "--batch-size=64", "--epochs=2"]
-    done = _command(tmp_path, command)
-    out, errors = done.communicate(timeout=150)
-    assert done.returncode == 0, errors
-    assert "epoch 2/2" in out
-    result = json.loads(next((tmp_path / "home/storage/training").glob("*/result.json")).read_text())
-    assert result["metrics"]["roc_auc"] > 0.75
-
-
 @pytest.fixture(scope="module")
 def trained(
     cluster: None, flights: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory
@@ -232,25 +212,10 @@ def test_the_result_becomes_a_version_like_any_other(
 
 
 @pytest.mark.ray
-def test_killing_a_worker_changes_nothing_in_the_result(cluster: None, rows: Path, tmp_path: Path) -> None:
-    undisturbed = _train(rows, tmp_path, "calm")
-    killed: list[int] = []
-    folder = tmp_path / "store/training/killed"
-    watcher = threading.Thread(target=_kill_worker, args=(folder, killed))
-    watcher.start()
-    disturbed = _train(rows, tmp_path, "killed")
-    watcher.join()
-    assert killed
-    assert disturbed.metrics["log_loss"] == pytest.approx(undisturbed.metrics["log_loss"], abs=1e-6)
-    assert [e["train_loss"] for e in disturbed.history] == pytest.approx(
-        [e["train_loss"] for e in undisturbed.history], abs=1e-6
-    )
-
-
-@pytest.mark.ray
-def test_the_same_command_goes_on_after_its_driver_was_killed(rows: Path, tmp_path: Path) -> None:
+def test_the_guides_command_trains_on_a_csv_file_and_goes_on_after_its_driver_was_killed(tmp_path: Path) -> None:
+    generate_sample_data(4000, random_state=0)[[*FEATURES, "target"]].to_csv(tmp_path / "rows.csv", index=False)
     command = [
-        "--num-workers=1", f"--dataset={rows}", "--batch-size=16", "--epochs=12", "--checkpoint-every=50",
+        "--master", "--num-workers=2", "--dataset=rows.csv", "--batch-size=64", "--epochs=10", "--checkpoint-every=20",
         "--run-name=cut",
     ]  # fmt: skip
     folder = tmp_path / "home/storage/training/cut"
@@ -260,10 +225,11 @@ def test_the_same_command_goes_on_after_its_driver_was_killed(rows: Path, tmp_pa
     first.wait()
     assert not (folder / "result.json").exists()
     second = _command(tmp_path, command)
-    out, errors = second.communicate(timeout=120)
+    out, errors = second.communicate(timeout=150)
     assert second.returncode == 0, errors
-    assert "gone on from epoch" in out
-    assert len(list((folder / "epochs").iterdir())) == 12
+    assert "gone on from epoch" in out and "epoch 10/10" in out
+    assert len(list((folder / "epochs").iterdir())) == 10
+    assert json.loads((folder / "result.json").read_text())["metrics"]["roc_auc"] > 0.75
 
 
 @pytest.mark.ray
@@ -306,24 +272,6 @@ def test_files_that_are_away_empty_or_not_what_they_say_are_named(cluster: None,
     for name, error in (("zero.csv", EmptyData), ("text.parquet", UnreadableData), ("none*.csv", DataNotFound)):
         with pytest.raises(error, match=name.replace("*", r"\*")):
             train_distributed(str(tmp_path / name), storage_url=str(tmp_path / "store"))
-
-
-def _train(rows: Path, tmp_path: Path, name: str) -> Any:
-    return train_distributed(
-        str(rows), num_workers=2, batch_size=16, epochs=6, checkpoint_every=40, run_name=name,
-        storage_url=str(tmp_path / "store"), dropout=0.1,
-    )  # fmt: skip
-
-
-def _kill_worker(folder: Path, killed: list[int]) -> None:
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        if any((folder / "checkpoints").glob("*.checkpoint")):
-            pid = json.loads((folder / "workers/1.json").read_text())["pid"]
-            os.kill(pid, signal.SIGKILL)
-            killed.append(pid)
-            return
-        time.sleep(0.02)
 
 
 def _command(tmp_path: Path, arguments: list[str]) -> "subprocess.Popen[str]":

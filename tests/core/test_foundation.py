@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from sqlalchemy.exc import StatementError
 
 from forge_core import errors
 from forge_core.errors import ConfigurationError, Conflict, DataNotFound, ForgeError, ServiceUnavailable
-from forge_core.ledger import Feedback, Ledger
+from forge_core.ledger import Event, Feedback, Ledger
 from forge_core.policy import load_policies, load_policy
 from forge_core.settings import Settings
 from forge_core.storage import Storage
@@ -114,13 +115,17 @@ def test_two_writers_of_the_serving_state_cannot_undo_each_other(tmp_path: Path)
     assert Ledger(url).serving_state("router") == (1, {"by": wins[0]})
 
 
-def test_the_ledger_tells_which_version_was_live_when() -> None:
-    ledger = Ledger("sqlite://")
-    ledger.append_event("promoted", "m", version="1", actor="a", reason="first", at=NOW)
-    ledger.append_event("promoted", "m", version="2", actor="a", reason="better", at=NOW + timedelta(days=9))
-    ledger.append_event("rolled_back", "m", version="1", actor="b", reason="worse", at=NOW + timedelta(days=10))
-    days = [ledger.live_version("m", NOW + timedelta(days=d)) for d in (-1, 0, 9, 11)]
-    assert days == [None, "1", "2", "1"]
+def test_a_serving_state_and_its_event_are_committed_together_or_not_at_all(tmp_path: Path) -> None:
+    ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
+    event = Event("promoted", "m", "1", "a", "first", NOW)
+    ledger.put_serving_state("router", {"by": "a"}, expected_revision=0, event=event)
+    with pytest.raises(Conflict):
+        ledger.put_serving_state("router", {"by": "b"}, expected_revision=0, event=event)
+    with pytest.raises(StatementError):
+        unfit = Event("promoted", "m", "2", "a", "cannot be written", NOW, {"set": {1}})
+        ledger.put_serving_state("router", {"by": "c"}, expected_revision=1, event=unfit)
+    assert ledger.serving_state("router") == (1, {"by": "a"})
+    assert [e["reason"] for e in ledger.events("m")] == ["first"]
 
 
 def test_an_unreachable_ledger_says_where_it_was_looked_for() -> None:

@@ -8,6 +8,7 @@ import json
 import shutil
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ import pytest
 from forge_core.data.loaders import get_data_loader
 from forge_core.data.sample import generate_sample_data, sample_contract
 from forge_core.data.versions import save_dataset
+from forge_core.deployment.go_back import go_back
 from forge_core.deployment.go_live import go_live
-from forge_core.deployment.routing import nominate, read_state, withdraw
+from forge_core.deployment.routing import approve, nominate, read_state, withdraw
 from forge_core.deployment.serve_client import get_serve_client
-from forge_core.errors import ModelError
+from forge_core.deployment.stages import live_at
+from forge_core.errors import ApprovalNeeded, ModelError
 from forge_core.ledger import Ledger
 from forge_core.models.compiled import compile_pipeline
 from forge_core.models.model_trainer import get_model_trainer
@@ -168,7 +171,7 @@ def test_a_version_that_answers_differently_is_refused_with_rows_and_figures_and
     parity = refusal.value.context["parity"]
     assert not parity["passed"] and parity["n_wrong"] > 100 and parity["largest_difference"] > 0.1
     assert set(parity["worst"][0]["features"]) == {"feature1", "feature2"} and len(parity["worst"]) == 5
-    (event,) = house.ledger.events(MODEL, "refused")
+    (event,) = house.ledger.events(MODEL, "dismissed")
     assert event["version"] == wrong and event["details"]["parity"]["worst"] == parity["worst"]
     assert house.entry == {"champion": "1", "previous": None}
     assert house.registry.resolve(MODEL, "champion").version == "1"
@@ -180,7 +183,7 @@ def test_a_version_that_answers_differently_is_refused_with_rows_and_figures_and
 def test_the_next_deployment_replaces_a_candidate_that_a_killed_one_left_loaded(
     house: House, first: dict[str, Any], honest: Path, tmp_path: Path
 ) -> None:
-    nominate(house.ledger, MODEL, "2")
+    nominate(house.ledger, MODEL, "2", actor="test", reason="a test")
     house.serve.reconcile(house.ledger, trying=MODEL)  # here the deployment is killed
     held = {version: house.predict(version).json()["model_version"] for version in ("1", "2")}
     assert held == {"1": "1", "2": "2"} and house.api.get("/health").json()["candidates"][MODEL] == "2"
@@ -194,3 +197,31 @@ def test_the_next_deployment_replaces_a_candidate_that_a_killed_one_left_loaded(
     assert house.entry == {"champion": again, "previous": "1"}
     assert house.predict().json()["model_version"] == again
     assert house.go_live(again)["parity"] is None  # champion already: the repeated step changes nothing
+
+
+def test_a_version_waits_for_a_person_where_the_policy_asks_and_one_call_goes_back(
+    house: House, first: dict[str, Any], honest: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(honest, tmp_path / "third")
+    third = house.register(tmp_path / "third", "candidate-third")
+    before = house.entry["champion"]
+    careful = house.policy.model_copy(update={"gate": house.policy.gate.model_copy(update={"approval": True})})
+    rooms = (house.storage, house.ledger, house.registry, house.serve)
+    who = {"actor": "ana", "reason": "read the slices"}
+    with pytest.raises(ApprovalNeeded, match=f"version {third} of 'replayed' .* -p version={third} -p approved_by="):
+        go_live(*rooms, MODEL, third, policy=careful, **who)
+    assert house.entry["champion"] == before
+    approve(house.ledger, MODEL, third, **who)
+    assert go_live(*rooms, MODEL, third, policy=careful, **who)["version"] == third
+    assert house.registry.aliases(MODEL)["champion"] == third and house.registry.aliases(MODEL)["previous"] == before
+    back = {"actor": "ana", "reason": "complaints", "from_version": third}
+    with Traffic(house) as traffic:
+        assert go_back(house.ledger, house.registry, house.serve, MODEL, **back) == before
+        assert go_back(house.ledger, house.registry, house.serve, MODEL, **back) == before
+    assert {status for status, _ in traffic.heard} == {200}
+    assert house.predict().json()["model_version"] == before
+    assert house.registry.aliases(MODEL)["champion"] == before
+    assert house.registry.resolve(MODEL, third).tags["forge.stage"] == "archived"
+    assert live_at(house.ledger.events(MODEL), datetime.now(UTC)) == before
+    steps = [e["kind"] for e in house.ledger.events(MODEL) if e["version"] == third]
+    assert steps == ["approved", "nominated", "promoted"]

@@ -1,7 +1,8 @@
-"""Killing distributed training at random moments: a worker, and the driver, with kill -9, five times each.
+"""Killing training at random moments with kill -9: a Ray Train worker, its driver, and Tune's driver, five times each.
 
-Every killed run must end with the metrics of the run that was left alone. What was repeated is the distance from the
-last position that the first worker told (twice a second) back to the checkpoint that the run went on from.
+Every killed run must end with the metrics of the run that was left alone. What a distributed training repeats is the
+distance from the last position that the first worker told (twice a second) back to the checkpoint that the run went on
+from; what a search repeats are the trials that were under way.
 """
 
 import json
@@ -21,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from forge_core.data.sample import generate_sample_data
+from tests.prove.search_work import TRIALS
 
 KILLS = 5
 TOLERANCE = 1e-6
@@ -54,7 +56,9 @@ class Ground:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        generate_sample_data(ROWS, random_state=0)[["feature1", "feature2", "target"]].to_parquet(folder / "r.parquet")
+        rows = generate_sample_data(ROWS, random_state=0)[["feature1", "feature2", "target"]]
+        if not (folder / "r.parquet").exists():
+            rows.to_parquet(folder / "r.parquet")
 
     def start(self, run: str) -> "subprocess.Popen[str]":
         """Start a training of the name, or go on with it."""
@@ -94,30 +98,94 @@ class Ground:
 
 
 def run(only: Sequence[str] = ()) -> bool:
-    """Kill, compare and report; `only` may name `worker` or `driver`."""
-    chance = random.Random(0)
+    """Kill, compare and report; `only` may name `worker`, `driver` or `search`."""
     with tempfile.TemporaryDirectory(prefix="forge-prove-") as name:
-        ground = Ground(Path(name))
-        started = time.monotonic()
+        loops = {
+            "worker": lambda: _distributed(Path(name), "worker"),
+            "driver": lambda: _distributed(Path(name), "driver"),
+            "search": lambda: _searches(Path(name)),
+        }
+        results = [loop() for victim, loop in loops.items() if not only or victim in only]
+    return all(results)
+
+
+def _distributed(folder: Path, victim: str) -> bool:
+    chance = random.Random(victim)
+    ground = Ground(folder)
+    started = time.monotonic()
+    if not ground.newest("calm"):
         _finish(ground.start("calm"))
-        calm, alone = ground.epochs("calm"), time.monotonic() - started
-        last = ground.newest("calm")
-        kills = [
-            _kill(ground, victim, number, chance.randrange(1, int(last * 0.9)), calm)
-            for victim in ("worker", "driver")
-            if not only or victim in only
-            for number in range(KILLS)
-        ]
-    table = Table(title=f"left alone: {last} batches, {alone:.0f} s; tolerance {TOLERANCE:g}, checkpoint every {EVERY}")
-    for column in ("killed", "at step", "went on from", "batches repeated", "seconds", "largest difference", "faults"):
+    calm, alone = ground.epochs("calm"), time.monotonic() - started
+    last = ground.newest("calm")
+    kills = [_kill(ground, victim, number, chance.randrange(1, int(last * 0.9)), calm) for number in range(KILLS)]
+    table = Table(
+        title=f"kill -9 of the {victim}; left alone: {last} batches"
+        + (f", {alone:.0f} s" if alone > 1 else "")
+        + f"; tolerance {TOLERANCE:g}, checkpoint every {EVERY}"
+    )
+    for column in ("at step", "went on from", "batches repeated", "seconds", "largest difference", "faults"):
         table.add_column(column)
     for kill in kills:
         table.add_row(
-            kill.victim, str(kill.step), str(kill.resumed), str(kill.repeated), f"{kill.seconds:.0f}",
+            str(kill.step), str(kill.resumed), str(kill.repeated), f"{kill.seconds:.0f}",
             f"{kill.difference:.1g}", "; ".join(kill.faults) or "none",
         )  # fmt: skip
     Console().print(table)
     return not any(kill.faults for kill in kills)
+
+
+def _searches(folder: Path) -> bool:
+    """Kill the driver of a search, run it again, and compare every trial with those of the search left alone."""
+    chance = random.Random("search")
+    started = time.monotonic()
+    faults = _finish(_search(folder, "calm"))
+    alone = time.monotonic() - started
+    calm = json.loads((folder / "calm.json").read_text())
+    table = Table(title=f"kill -9 of the driver of a search of {TRIALS} trials; left alone: {alone:.0f} s")
+    for column in (
+        "trials done at the kill",
+        "found again",
+        "done after it",
+        "seconds",
+        "largest difference",
+        "faults",
+    ):
+        table.add_column(column)
+    for number in range(KILLS):
+        name, started = f"search-{number}", time.monotonic()
+        wanted = chance.randrange(1, TRIALS)
+        process = _search(folder, name)
+        journal = folder / name / "searches"
+        while len(list(journal.glob("*/*.json"))) < wanted and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(chance.random())
+        process.kill()
+        process.wait()
+        done = len(list(journal.glob("*/*.json")))
+        found_faults = _finish(_search(folder, name))
+        again = json.loads((folder / f"{name}.json").read_text())
+        both = list(zip(calm["trials"], again["trials"], strict=True))
+        difference = max(abs(a["log_loss"] - b["log_loss"]) for a, b in both)
+        if difference > TOLERANCE or any(a["hyperparameters"] != b["hyperparameters"] for a, b in both):
+            found_faults.append("other trials")
+        if again["hyperparameters"] != calm["hyperparameters"]:
+            found_faults.append("another winner")
+        if again["resumed"] != done:
+            found_faults.append(f"{done - again['resumed']} trials that were done were done again")
+        table.add_row(
+            str(done), str(again["resumed"]), str(TRIALS - again["resumed"]), f"{time.monotonic() - started:.0f}",
+            f"{difference:.1g}", "; ".join(found_faults) or "none",
+        )  # fmt: skip
+        faults += found_faults
+    Console().print(table)
+    return not faults
+
+
+def _search(folder: Path, name: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.prove.search_work", str(folder / name), str(folder / f"{name}.json")],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
 
 
 def _kill(ground: Ground, victim: str, number: int, step: int, calm: list[dict[str, Any]]) -> Kill:
