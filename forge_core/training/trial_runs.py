@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
+from forge_core.tracking.server import ping
 
 logger = logging.getLogger(__name__)
 
@@ -99,8 +99,7 @@ class TrialRuns:
                     self._give_up.wait(_PAUSE)
 
     def _deliver(self, record: Mapping[str, Any]) -> None:
-        if self._uri.startswith("http"):  # MLflow's own client would try for minutes
-            httpx.get(f"{self._uri.rstrip('/')}/health", timeout=3.0).raise_for_status()
+        ping(self._uri)
         if self._client is None:
             self._connect()
         number = record["number"]

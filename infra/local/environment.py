@@ -32,6 +32,8 @@ _FIXED = {
     # A killed flow holds its deployment's only slot until this lease ends (default 300 s).
     "PREFECT_SERVER_CONCURRENCY_INITIAL_DEPLOYMENT_LEASE_DURATION": "30",
     "PREFECT_LOGGING_EXTRA_LOGGERS": "forge_core,flows",
+    # The same loggers speak outside of flows too.
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
     # The job runners hold 1.4 GB and nothing here uses them.
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     "MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK": "true",
