@@ -157,35 +157,28 @@ class Switchboard:
             raise SchemaViolation(f"expected one request id a record, found {len(ids)} for {len(rows)} records")
         scores = await live.lane.ask(rows)
         elapsed = round((time.perf_counter() - started) * 1000, 3)
-        received = datetime.now(UTC)
-        replies, entries = [], []
-        for request_id, row, score in zip(ids, rows, scores, strict=True):
-            prediction, probability = answer(live, score)
-            replies.append(
-                {
-                    "prediction": prediction,
-                    "prediction_probability": probability,
-                    "model_version": live.version,
-                    "processing_time_ms": elapsed,
-                    "model": live.model,
-                    "request_id": request_id,
-                }
-            )
-            entries.append(
-                (
-                    request_id,
-                    event_time or received,
-                    received,
-                    live.version,
-                    "champion",
-                    prediction,
-                    watched(score),
-                    *row,
-                )
-            )
+        answers = [answer(live, score) for score in scores]
         if version is None:
-            self._keep(live, entries)
-        return replies
+            received = datetime.now(UTC)
+            moment = event_time or received
+            self._keep(
+                live,
+                [
+                    (request_id, moment, received, live.version, "champion", prediction, watched(score), *row)
+                    for request_id, row, score, (prediction, _) in zip(ids, rows, scores, answers, strict=True)
+                ],
+            )
+        return [
+            {
+                "prediction": prediction,
+                "prediction_probability": probability,
+                "model_version": live.version,
+                "processing_time_ms": elapsed,
+                "model": live.model,
+                "request_id": request_id,
+            }
+            for request_id, (prediction, probability) in zip(ids, answers, strict=True)
+        ]
 
     def _keep(self, live: LiveVersion, entries: list[tuple[Any, ...]]) -> None:
         self.journal.add(live, entries)

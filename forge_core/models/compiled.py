@@ -142,7 +142,7 @@ def _numbers(values: Sequence[Any]) -> NDArray[np.float32]:
 
 def _register_converters() -> None:
     """Teach skl2onnx histogram boosting: its tree attributes arrive as numpy types that onnx no longer takes."""
-    from forge_core.models.mlp import register_onnx_converters
+    from forge_core.models.mlp_onnx import register_onnx_converters
 
     register_onnx_converters()
     from skl2onnx import update_registered_converter

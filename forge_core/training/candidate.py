@@ -50,11 +50,15 @@ class Recipe:
     def candidate_id(self) -> str:
         """Content address of the candidate."""
         text = json.dumps(asdict(self), sort_keys=True, default=str)
-        return f"candidate-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+        return f"candidate-{_sha256(text.encode())[:16]}"
 
     def key(self, name: str) -> str:
         """Return the storage key of one of the candidate's files."""
         return f"candidates/{self.candidate_id}/{name}"
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def fit(storage: Storage, recipe: Recipe) -> str:
@@ -108,7 +112,7 @@ def evaluate(
     )
     behaviour = check_behaviour(policy.behaviour, lambda rows: score(pipeline, rows), parts.X_test)
     if policy.max_latency_ms is not None:
-        behaviour.append(check_latency(_ask_one(pipeline, parts.X_test), policy.max_latency_ms))
+        behaviour.append(check_latency(_ask_one(storage, recipe, policy, parts.X_test), policy.max_latency_ms))
     verdict = judge(
         evaluation, y, candidate, incumbent,
         policy=policy, incumbent_name=champion_name, times=times, behaviour=behaviour,
@@ -128,21 +132,33 @@ def _constant(y: Floats, n_rows: int, like: Floats) -> Floats:
     return np.tile(np.bincount(y.astype(int), minlength=like.shape[1]) / len(y), (n_rows, 1))
 
 
-def _ask_one(pipeline: Any, rows: pd.DataFrame) -> Callable[[], Any]:
+def _ask_one(storage: Storage, recipe: Recipe, policy: GatePolicy, rows: pd.DataFrame) -> Callable[[], Any]:
     """Return what answers one row as it will be served."""
-    onnx, _ = compile_pipeline(pipeline)
-    model = CompiledModel(onnx) if onnx is not None else NativeModel(pipeline, list(rows.columns))
+    serves = compile_candidate(storage, recipe, tolerance=policy.parity_tolerance)["serves"]
+    model: CompiledModel | NativeModel = (
+        CompiledModel(storage.read_bytes(recipe.key("model.onnx")))
+        if serves == "compiled"
+        else NativeModel(_pipeline(storage, recipe), list(rows.columns))
+    )
     row = rows.head(1)
     columns = {name: row[name].astype(object).where(row[name].notna(), None).tolist() for name in row.columns}
     return lambda: model.score(columns)
 
 
 def compile_candidate(storage: Storage, recipe: Recipe, *, tolerance: float) -> dict[str, Any]:
-    """Convert to ONNX, measure parity on held-out rows, and return which form will serve, and why."""
+    """Convert to ONNX, measure parity on held-out rows, and return which form will serve, and why.
+
+    What an earlier call found for the same model and tolerance is returned as it is.
+    """
+    asked = {"tolerance": tolerance, "model_sha256": _sha256(storage.read_bytes(recipe.key("model.skops")))}
+    if storage.exists(recipe.key("compiled.json")):
+        known: dict[str, Any] = storage.read_json(recipe.key("compiled.json"))
+        if asked.items() <= known.items():
+            return known
     parts = load_split(storage, recipe.split)
     pipeline = _pipeline(storage, recipe)
     onnx, reason = compile_pipeline(pipeline)
-    report: dict[str, Any] = {"serves": "native", "reason": reason, "parity": None, "tolerance": tolerance}
+    report: dict[str, Any] = {"serves": "native", "reason": reason, "parity": None, **asked}
     if onnx is not None:
         parity = measure_parity(pipeline, onnx, parity_rows(parts))
         good = parity.largest_difference <= tolerance

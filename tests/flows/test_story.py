@@ -15,7 +15,8 @@ import psutil
 import pytest
 
 from forge_core.data.sample import generate_sample_data
-from forge_core.deployment.routing import read_state
+from forge_core.deployment.routing import nominate, read_state
+from forge_core.errors import ModelError
 from forge_core.ledger import Ledger
 from forge_core.models.version import REQUIRED
 from forge_core.monitoring.prediction_log import PredictionLog
@@ -145,7 +146,7 @@ def test_the_same_training_again_finds_every_step_and_makes_no_new_version(
     assert [v.version for v in Registry(stack.mlflow_url).versions("sample")] == ["1"]
 
 
-def test_bad_data_fails_at_ingest_with_a_sentence_and_registers_nothing(
+def test_bad_data_fails_at_ingest_with_a_sentence_and_what_teaches_nothing_at_the_gate(
     stack: Settings, prefect: PrefectApi, trained: dict[str, Any], tmp_path: Path
 ) -> None:
     rows = generate_sample_data(2000, random_state=1)
@@ -155,11 +156,19 @@ def test_bad_data_fails_at_ingest_with_a_sentence_and_registers_nothing(
     message = run["state"]["message"]
     assert "one_class.csv" in message and "target" in message and "2,000 rows" in message
     assert list(states(prefect, run)) == ["ingest"]
-    # After the repair the same run goes on.
-    rows.to_csv(tmp_path / "one_class.csv", index=False)
-    again = {"model": "sample", "source": str(tmp_path / "one_class.csv"), "trials": 1, "deploy": False}
+    # After the repair the same run goes on; what it learns from targets that are chance does not go live.
+    chance = rows["target"].sample(frac=1, random_state=0).to_numpy()
+    rows.assign(target=chance).to_csv(tmp_path / "one_class.csv", index=False)
+    again = {"model": "sample", "source": str(tmp_path / "one_class.csv"), "trials": 1}
     run = finish(prefect, prefect.run("train/sample", again))
     assert run["state_type"] == "COMPLETED", run["state"]["message"]
+    assert "deploy" not in states(prefect, run)
+    registry, ledger = Registry(stack.mlflow_url), Ledger(stack.ledger)
+    refused = registry.versions("sample")[-1]
+    assert not refused.passed_gate and refused.version not in registry.aliases("sample").values()
+    assert read_state(ledger)[1]["models"]["sample"]["champion"] == "1"
+    with pytest.raises(ModelError, match=rf"version {refused.version} of 'sample' .* refused .*roc_auc"):
+        nominate(ledger, "sample", refused.version, actor="test", reason="in spite of the gate")
 
 
 def test_a_killed_flow_is_marked_crashed_and_its_rerun_repeats_only_what_was_cut(

@@ -1,8 +1,9 @@
 """Killing training at random moments with kill -9: a Ray Train worker, its driver, and Tune's driver, five times each.
 
 Every killed run must end with the metrics of the run that was left alone. What a distributed training repeats is the
-distance from the last position that the first worker told (twice a second) back to the checkpoint that the run went on
-from; what a search repeats are the trials that were under way.
+distance from the last position that the first worker told (twice a second, and at checkpoints) back to the checkpoint
+that the run went on from, and what it did after it told that, less than lies between two checkpoints; what a search
+repeats are the trials that were under way.
 """
 
 import json
@@ -123,7 +124,14 @@ def _distributed(folder: Path, victim: str) -> bool:
         + (f", {alone:.0f} s" if alone > 1 else "")
         + f"; tolerance {TOLERANCE:g}, checkpoint every {EVERY}"
     )
-    for column in ("at step", "went on from", "batches repeated", "seconds", "largest difference", "faults"):
+    for column in (
+        "at step",
+        "went on from",
+        f"batches repeated (+ less than {EVERY})",
+        "seconds",
+        "largest difference",
+        "faults",
+    ):
         table.add_column(column)
     for kill in kills:
         table.add_row(
