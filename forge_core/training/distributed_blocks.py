@@ -21,6 +21,8 @@ Rows = NDArray[np.float32]
 EXTRA = 2
 BLOCK_BYTES = 16 * 2**20
 BLOCK_ROWS = 65_536
+# So many blocks wait in Ray's object store for each worker.
+_AHEAD = 6
 # So many blocks are put into one stream; a stream's plan is kept in memory.
 _SPECS = 2000
 
@@ -185,11 +187,15 @@ def stream_rows(storage: Storage, blocks: Blocks, share: Share, *, epochs: int, 
     to whoever is free, so its order could not be repeated after a fault.
     """
     import ray.data
+    from ray.data import ExecutionResources
     from ray.data.context import DataContext
 
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
+    # Blocks that wait to be read; without a bound Ray Data would read all epochs ahead into its object store.
+    waiting = _AHEAD * blocks.train_bytes // max(1, len(blocks.train)) // share.workers
+    context.execution_options.resource_limits = ExecutionResources(object_store_memory=waiting)
     first, last = share.of(blocks.batch_size)
     at_once = max(1, _SPECS // len(blocks.train))
     for start in range(step // blocks.steps, epochs, at_once):
