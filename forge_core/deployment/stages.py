@@ -102,8 +102,8 @@ class History:
             return
         why = f" ({self.reasons[version]})" if version in self.reasons else ""
         raise ModelError(
-            f"expected version {version} of {model!r} to be {_any_of(TRANSITIONS[kind])} to be {kind}, found it "
-            f"{stage}{why}; {_ADVICE.get(stage, 'choose another version')}",
+            f"expected version {version} of {model!r} to stand as {_any_of(TRANSITIONS[kind])} before it is {kind}, "
+            f"found it {stage}{why}; {_ADVICE.get(stage, 'choose another version')}",
             context={"model": model, "version": version, "stage": stage, "step": kind},
         )
 
@@ -111,18 +111,22 @@ class History:
 def live_at(events: Iterable[Mapping[str, Any]], at: datetime) -> str | None:
     """Return the version that was live at a moment of event time (`at` itself included), or None.
 
-    An event whose time lies before that of an earlier one counts from the earlier one's time on: what was live never
-    changes backwards.
+    A change whose time lies before that of an earlier change counts from the earlier one's time on: what was live
+    never changes backwards.
     """
     history, now = History(), None
     for event in events:
+        if event["kind"] not in _CHANGES:
+            continue
         now = event["at"] if now is None else max(now, event["at"])
         if now > at:
             break
-        if event["kind"] in TRANSITIONS:
-            history.take(event["kind"], event["version"], actor=event["actor"], reason=event["reason"])
+        history.take(event["kind"], event["version"], actor=event["actor"], reason=event["reason"])
     return history.live
 
+
+# The events after which another version is live, or none.
+_CHANGES = ("promoted", "rolled_back", "withdrawn")
 
 _ADVICE = {
     "refused": "train another version",
@@ -132,4 +136,4 @@ _ADVICE = {
 
 
 def _any_of(stages: Iterable[str]) -> str:
-    return " or ".join(sorted(set(stages)))
+    return " or ".join(stages)

@@ -164,14 +164,15 @@ def test_what_was_live_at_any_moment_is_reconstructed_over_fifty_random_steps(le
     )
 
 
-def test_an_event_recorded_with_an_earlier_time_does_not_change_the_past() -> None:
+def test_a_change_recorded_with_an_earlier_time_does_not_change_the_past() -> None:
     ledger = Ledger("sqlite://")
     for version, day in (("1", 0), ("2", 9), ("3", 5)):
+        # A training registers and nominates with today's time, and promotes with that of its rows.
+        ledger.append_event("registered", "m", version=version, **WHO)
         nominate(ledger, "m", version, **WHO)
         promote(ledger, "m", version, at=START + timedelta(days=day), **WHO)
-    # Nominations were recorded with today's time, so they are left out here.
-    promoted = ledger.events("m", "promoted")
-    assert [live_at(promoted, START + timedelta(days=d)) for d in (-1, 0, 6, 8, 9)] == [None, "1", "1", "1", "3"]
+    events = ledger.events("m")
+    assert [live_at(events, START + timedelta(days=d)) for d in (-1, 0, 6, 8, 9)] == [None, "1", "1", "1", "3"]
 
 
 def test_two_deployments_at_once_leave_one_champion_and_as_many_events_as_changes(tmp_path: Any) -> None:
