@@ -1,136 +1,142 @@
 """The HTTP routes. They translate and delegate; what happens is in `router.Switchboard`."""
 
+import logging
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import FastAPI, Header, Query, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import ORJSONResponse
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
-from forge_core import __version__
 from forge_core.errors import ForgeError, ServiceUnavailable
-from serve_app.protocol import BatchRequest, FeedbackRequest, Label, PredictRequest, problem, problem_of
+from serve_app.bodies import USUAL, Limits, many_rows, not_the_form, one_row, parsed, read_json
+from serve_app.protocol import FEEDBACK, LABEL, json_reply, problem, problem_of
 from serve_app.router import Switchboard
 
-EventTime = Annotated[datetime | None, Header(alias="X-Forge-Event-Time", description="Honoured in the local profile.")]
-Version = Annotated[
-    str | None,
-    Header(alias="X-Forge-Version", min_length=1, max_length=64, description="Ask this version; see docs/serving.md."),
-]
-RequestId = Annotated[str | None, Header(alias="X-Request-ID", max_length=128)]
+logger = logging.getLogger(__name__)
+
+# What Serve raises while a replica is busy or comes back.
+_PASSING = {"BackPressureError", "DeploymentUnavailableError", "RayActorError", "ActorDiedError"}
+_LONGEST_NAME = 128
 
 
-def build_api(board: Switchboard, *, trust_event_time: bool) -> FastAPI:
+def build_api(board: Switchboard, *, trust_event_time: bool, limits: Limits = USUAL) -> Starlette:
     """Return the application over a switchboard.
 
     Parameters
     ----------
     trust_event_time : bool
         Honour the header `X-Forge-Event-Time` (replaying history), else use the time of receipt.
+    limits : Limits
+        What one request may cost.
     """
-    api = FastAPI(title="MLOps-Forge", version=__version__, default_response_class=ORJSONResponse)
+    routes = _Routes(board, trust_event_time, limits)
+    return Starlette(
+        routes=[
+            Route("/predict", routes.predict, methods=["POST"]),
+            Route("/predict/batch", routes.predict_batch, methods=["POST"]),
+            Route("/feedback", routes.feedback, methods=["POST"]),
+            Route("/health", routes.health),
+            Route("/health/ready", routes.ready),
+            Route("/model/info", routes.model_info),
+            Route("/monitoring", routes.monitoring),
+            Route("/models/{model}", routes.model_info),
+            Route("/models/{model}/predict", routes.predict, methods=["POST"]),
+            Route("/models/{model}/predict/batch", routes.predict_batch, methods=["POST"]),
+            Route("/models/{model}/feedback", routes.feedback, methods=["POST"]),
+        ],
+        exception_handlers={ForgeError: _ours, HTTPException: _http_error, Exception: _unexpected},
+    )
 
-    def moment(header: datetime | None) -> datetime | None:
-        if header is None or not trust_event_time:
+
+class _Routes:
+    """One method a route."""
+
+    def __init__(self, board: Switchboard, trust_event_time: bool, limits: Limits) -> None:
+        self.board, self.trust_event_time, self.limits = board, trust_event_time, limits
+
+    async def predict(self, request: Request) -> Response:
+        """Answer one row."""
+        features = one_row(await read_json(request, self.limits))
+        request_id = _header(request, "x-request-id")
+        replies = await self.board.predict(
+            _model(request), [features], [request_id] if request_id else None, self._moment(request), _version(request)
+        )
+        return json_reply(replies[0])
+
+    async def predict_batch(self, request: Request) -> Response:
+        """Answer many rows."""
+        rows, ids = many_rows(await read_json(request, self.limits), self.limits)
+        replies = await self.board.predict(_model(request), rows, ids, self._moment(request), _version(request))
+        return json_reply({"predictions": replies})
+
+    async def feedback(self, request: Request) -> Response:
+        """Commit labels, one or many."""
+        data = await read_json(request, self.limits)
+        many = isinstance(data, dict) and "feedback" in data
+        labels = parsed(FEEDBACK, data).feedback if many else [parsed(LABEL, data)]
+        rows = [(label.request_id, label.label) for label in labels]
+        return json_reply({"committed": await self.board.record(_model(request), rows, self._moment(request))})
+
+    async def health(self, request: Request) -> Response:
+        """Tell that we are alive."""
+        return json_reply(self.board.health())
+
+    async def ready(self, request: Request) -> Response:
+        """Tell that the default model answers."""
+        self.board.version_of(None)
+        return json_reply(self.board.health())
+
+    async def model_info(self, request: Request) -> Response:
+        """Tell what a version is."""
+        return json_reply(self.board.version_of(_model(request), _version(request)).info)
+
+    async def monitoring(self, request: Request) -> Response:
+        """Tell what became of the served rows."""
+        flush = request.query_params.get("flush", "false").lower()
+        if flush not in ("true", "false", "1", "0"):
+            raise not_the_form("flush", "expected true or false")
+        return json_reply(await self.board.monitoring(flush in ("true", "1")))
+
+    def _moment(self, request: Request) -> datetime | None:
+        told = _header(request, "x-forge-event-time") if self.trust_event_time else None
+        if told is None:
             return None
-        return header.replace(tzinfo=UTC) if header.tzinfo is None else header.astimezone(UTC)
+        try:
+            moment = datetime.fromisoformat(told)
+        except ValueError:
+            raise not_the_form("X-Forge-Event-Time", "expected an ISO 8601 time") from None
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
-    @api.get("/health")
-    async def health() -> dict[str, Any]:
-        return board.health()
 
-    @api.get("/health/ready")
-    async def ready() -> dict[str, Any]:
-        board.version_of(None)
-        return board.health()
+def _model(request: Request) -> str | None:
+    return request.path_params.get("model")
 
-    @api.get("/model/info")
-    async def model_info(version: Version = None) -> dict[str, Any]:
-        return board.version_of(None, version).info
 
-    @api.get("/models/{model}")
-    async def named_model_info(model: str, version: Version = None) -> dict[str, Any]:
-        return board.version_of(model, version).info
+def _version(request: Request) -> str | None:
+    return _header(request, "x-forge-version")
 
-    @api.post("/predict")
-    async def predict(
-        body: PredictRequest, event: EventTime = None, request_id: RequestId = None, version: Version = None
-    ) -> ORJSONResponse:
-        return await one(None, body, event, request_id, version)
 
-    @api.post("/models/{model}/predict")
-    async def named_predict(
-        model: str, body: PredictRequest, event: EventTime = None, request_id: RequestId = None, version: Version = None
-    ) -> ORJSONResponse:
-        return await one(model, body, event, request_id, version)
+def _header(request: Request, name: str) -> str | None:
+    value = request.headers.get(name)
+    if value is not None and not 0 < len(value) <= _LONGEST_NAME:
+        raise not_the_form(name.title(), f"expected 1 to {_LONGEST_NAME} characters, found {len(value)}")
+    return value
 
-    async def one(
-        model: str | None, body: PredictRequest, event: datetime | None, request_id: str | None, version: str | None
-    ) -> ORJSONResponse:
-        ids = [request_id] if request_id else None
-        replies = await board.predict(model, [body.features], ids, moment(event), version)
-        return ORJSONResponse(replies[0])
 
-    @api.post("/predict/batch")
-    async def predict_batch(body: BatchRequest, event: EventTime = None, version: Version = None) -> ORJSONResponse:
-        return await many(None, body, event, version)
+async def _ours(request: Request, error: Any) -> Response:
+    return problem_of(error)
 
-    @api.post("/models/{model}/predict/batch")
-    async def named_predict_batch(
-        model: str, body: BatchRequest, event: EventTime = None, version: Version = None
-    ) -> ORJSONResponse:
-        return await many(model, body, event, version)
 
-    async def many(
-        model: str | None, body: BatchRequest, event: datetime | None, version: str | None
-    ) -> ORJSONResponse:
-        replies = await board.predict(model, body.records, body.request_ids, moment(event), version)
-        return ORJSONResponse({"predictions": replies})
+async def _http_error(request: Request, error: Any) -> Response:
+    detail = f"{request.method} {request.url.path[:200]}: {error.detail}"
+    return problem(error.status_code, str(error.detail), detail, headers=error.headers)
 
-    @api.post("/feedback")
-    async def feedback(body: FeedbackRequest | Label, event: EventTime = None) -> dict[str, int]:
-        return await labels(None, body, event)
 
-    @api.post("/models/{model}/feedback")
-    async def named_feedback(model: str, body: FeedbackRequest | Label, event: EventTime = None) -> dict[str, int]:
-        return await labels(model, body, event)
-
-    async def labels(model: str | None, body: FeedbackRequest | Label, event: datetime | None) -> dict[str, int]:
-        rows = body.feedback if isinstance(body, FeedbackRequest) else [body]
-        return {"committed": await board.record(model, [(r.request_id, r.label) for r in rows], moment(event))}
-
-    @api.get("/monitoring")
-    async def monitoring(
-        flush: Annotated[bool, Query(description="Write what waits first.")] = False,
-    ) -> dict[str, Any]:
-        return await board.monitoring(flush)
-
-    @api.exception_handler(ForgeError)
-    async def ours(request: Request, error: ForgeError) -> Any:
-        return problem_of(error)
-
-    @api.exception_handler(RequestValidationError)
-    async def not_understood(request: Request, error: RequestValidationError) -> Any:
-        faults = [
-            {"field": ".".join(str(p) for p in e["loc"] if p != "body"), "reason": e["msg"]} for e in error.errors()
-        ]
-        detail = "; ".join(f"{f['field'] or 'body'}: {f['reason']}" for f in faults[:5])
-        return problem(422, "The request is not of the expected form", detail, errors=faults)
-
-    @api.exception_handler(HTTPException)
-    async def http_error(request: Request, error: HTTPException) -> Any:
-        return problem(error.status_code, str(error.detail), f"{request.method} {request.url.path}: {error.detail}")
-
-    @api.exception_handler(Exception)
-    async def unexpected(request: Request, error: Exception) -> Any:
-        if type(error).__name__ in (
-            "BackPressureError",
-            "DeploymentUnavailableError",
-            "RayActorError",
-            "ActorDiedError",
-        ):
-            return problem_of(ServiceUnavailable("the variant is busy or restarting; retry in a few seconds"))
-        return problem(500, "Internal error", "something went wrong on our side; the log has the details")
-
-    return api
+async def _unexpected(request: Request, error: Exception) -> Response:
+    if type(error).__name__ in _PASSING:
+        return problem_of(ServiceUnavailable("the variant is busy or restarting; retry in a few seconds"))
+    logger.exception("request failed path=%s", request.url.path, exc_info=error)
+    return problem(500, "Internal error", "something went wrong on our side; the log has the details")

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.serve import Application
+from starlette.applications import Starlette
 
 from serve_app.api import build_api
 from serve_app.profiler import Profiler
@@ -23,7 +23,6 @@ class Arguments(BaseModel):
     ledger_url: str
     profile: str
     default_model: str
-    window_hours: dict[str, float]
 
 
 class VariantArguments(Arguments):
@@ -37,14 +36,14 @@ class Router:
     """The ingress: HTTP routes over a switchboard that `user_config` sets."""
 
     def __init__(self, arguments: Arguments) -> None:
-        self.board = Switchboard(arguments.storage_url, arguments.default_model, arguments.window_hours)
+        self.board = Switchboard(arguments.storage_url, arguments.default_model)
         self.trust_event_time = arguments.profile == "local"
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take a new routing table; requests go on meanwhile."""
-        await self.board.route(user_config["models"])
+        await self.board.route(user_config["models"], user_config["windows"])
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
+    def __serve_build_asgi_app__(self) -> Starlette:
         return build_api(self.board, trust_event_time=self.trust_event_time)
 
 

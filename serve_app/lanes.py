@@ -12,6 +12,7 @@ from typing import Any
 from forge_core.errors import ServiceUnavailable
 
 Send = Callable[[list[Any]], Awaitable[Sequence[Any]]]
+_Waiting = tuple[Sequence[Any], "asyncio.Future[Sequence[Any]]"]
 
 
 class Lane:
@@ -21,16 +22,26 @@ class Lane:
     ----------
     send : async callable
         Takes a list of rows and returns one answer a row, in the same order.
-    max_batch, in_flight, max_waiting : int
-        Rows in one batch, batches out at a time, rows that may wait before new ones are turned away.
+    max_batch : int
+        Rows of different calls in one batch.
+    max_rows : int
+        Rows of one call in one batch; a longer call is sent in pieces.
+    in_flight : int
+        Batches out at a time.
+    max_waiting : int
+        Rows that may wait before new ones are turned away.
     """
 
-    def __init__(self, send: Send, *, max_batch: int = 256, in_flight: int = 2, max_waiting: int = 20_000) -> None:
-        self._send, self.max_batch, self.in_flight, self.max_waiting = send, max_batch, in_flight, max_waiting
-        self._waiting: deque[tuple[Any, asyncio.Future[Any]]] = deque()
+    def __init__(
+        self, send: Send, *, max_batch: int = 256, max_rows: int = 4096, in_flight: int = 2, max_waiting: int = 20_000
+    ) -> None:
+        self._send, self.max_batch, self.max_rows = send, max_batch, max(max_batch, max_rows)
+        self.in_flight, self.max_waiting = in_flight, max_waiting
+        self._waiting: deque[_Waiting] = deque()
+        self._n_waiting = 0
         self._out: set[asyncio.Task[None]] = set()
 
-    async def ask(self, rows: Sequence[Any]) -> list[Any]:
+    async def ask(self, rows: Sequence[Any]) -> Sequence[Any]:
         """Return one answer a row, in order.
 
         Raises
@@ -38,35 +49,55 @@ class Lane:
         ServiceUnavailable
             When too many rows wait already.
         """
-        if len(self._waiting) + len(rows) > self.max_waiting:
-            raise ServiceUnavailable(f"{len(self._waiting)} rows wait already; retry in a few seconds")
-        loop = asyncio.get_running_loop()
-        answers = [loop.create_future() for _ in rows]
-        self._waiting.extend(zip(rows, answers, strict=True))
+        if self._n_waiting + len(rows) > self.max_waiting:
+            raise ServiceUnavailable(f"{self._n_waiting} rows wait already; retry in a few seconds")
+        if len(rows) <= self.max_rows:
+            return await self._line_up(rows)
+        pieces = [self._line_up(rows[i : i + self.max_rows]) for i in range(0, len(rows), self.max_rows)]
+        return [answer for answers in await asyncio.gather(*pieces) for answer in answers]
+
+    def _line_up(self, rows: Sequence[Any]) -> "asyncio.Future[Sequence[Any]]":
+        answers: asyncio.Future[Sequence[Any]] = asyncio.get_running_loop().create_future()
+        self._waiting.append((rows, answers))
+        self._n_waiting += len(rows)
         self._pump()
-        return list(await asyncio.gather(*answers))
+        return answers
 
     def _pump(self) -> None:
         while self._waiting and len(self._out) < self.in_flight:
-            batch = [self._waiting.popleft() for _ in range(min(self.max_batch, len(self._waiting)))]
-            task = asyncio.ensure_future(self._run(batch))
-            self._out.add(task)
-            task.add_done_callback(self._returned)
+            if batch := self._next_batch():
+                task = asyncio.ensure_future(self._run(batch))
+                self._out.add(task)
+                task.add_done_callback(self._returned)
+
+    def _next_batch(self) -> list[_Waiting]:
+        batch: list[_Waiting] = []
+        n_rows = 0
+        while self._waiting and (not batch or n_rows + len(self._waiting[0][0]) <= self.max_batch):
+            rows, answers = self._waiting.popleft()
+            self._n_waiting -= len(rows)
+            if not answers.done():  # else the caller has gone
+                batch.append((rows, answers))
+                n_rows += len(rows)
+        return batch
 
     def _returned(self, task: "asyncio.Task[None]") -> None:
         self._out.discard(task)
         self._pump()
 
-    async def _run(self, batch: list[tuple[Any, "asyncio.Future[Any]"]]) -> None:
+    async def _run(self, batch: list[_Waiting]) -> None:
         try:
-            answers = await self._send([row for row, _ in batch])
-            if len(answers) != len(batch):
-                raise RuntimeError(f"the variant answered {len(answers)} of {len(batch)} rows")
+            rows = [row for part, _ in batch for row in part]
+            answers = await self._send(rows)
+            if len(answers) != len(rows):
+                raise RuntimeError(f"the variant answered {len(answers)} of {len(rows)} rows")
         except Exception as error:
             for _, future in batch:
                 if not future.done():
                     future.set_exception(error)
             return
-        for (_, future), answer in zip(batch, answers, strict=True):
-            if not future.done():  # the caller may have gone
-                future.set_result(answer)
+        start = 0
+        for part, future in batch:
+            if not future.done():
+                future.set_result(answers[start : start + len(part)])
+            start += len(part)

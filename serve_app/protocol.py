@@ -1,14 +1,42 @@
-"""Requests, replies and errors on the wire (RFC 9457 problem documents)."""
+"""Replies and errors on the wire (RFC 9457 problem documents), and the forms of what is not rows."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
-from starlette.responses import JSONResponse
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from starlette.responses import Response
 
 from forge_core.errors import ForgeError, ModelNotFound, NotEnoughSamples, SchemaViolation, ServiceUnavailable
 
+
+class NotJson(ForgeError):
+    """The body is no JSON."""
+
+
+class NotTheForm(ForgeError):
+    """The body is JSON, and not what the route expects."""
+
+
+class WrongContentType(ForgeError):
+    """The body is said to be something else than JSON."""
+
+
+class BodyTooLarge(ForgeError):
+    """More bytes or rows than one request may have."""
+
+
+class SlowRequest(ForgeError):
+    """The body did not arrive in time."""
+
+
 # The one place where our errors meet HTTP; the nearest class in an error's ancestry counts.
 STATUS: dict[type[BaseException], tuple[int, str]] = {
+    NotJson: (400, "The body is no JSON"),
+    NotTheForm: (422, "The request is not of the expected form"),
+    WrongContentType: (415, "The body is not said to be JSON"),
+    BodyTooLarge: (413, "The request is too large"),
+    SlowRequest: (408, "The request took too long to arrive"),
     SchemaViolation: (422, "The features do not fit the model"),
     ModelNotFound: (404, "No such model"),
     NotEnoughSamples: (409, "Not enough rows yet"),
@@ -17,27 +45,10 @@ STATUS: dict[type[BaseException], tuple[int, str]] = {
 }
 
 
-class PredictRequest(BaseModel):
-    """One row."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    features: dict[str, Any] = Field(description="Feature name to value; null where a value is missing.")
-
-
-class BatchRequest(BaseModel):
-    """Many rows."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    records: list[dict[str, Any]] = Field(min_length=1, max_length=10_000, description="One mapping a row.")
-    request_ids: list[str] | None = Field(None, description="One id a row, for feedback; made up when absent.")
-
-
 class Label(BaseModel):
     """What really happened after one prediction."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     request_id: str = Field(min_length=1, max_length=128)
     label: float = Field(allow_inf_nan=False)
@@ -46,19 +57,35 @@ class Label(BaseModel):
 class FeedbackRequest(BaseModel):
     """Labels for earlier predictions."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     feedback: list[Label] = Field(min_length=1, max_length=100_000)
 
 
-def problem(status: int, title: str, detail: str, **members: Any) -> JSONResponse:
+FEEDBACK: TypeAdapter[FeedbackRequest] = TypeAdapter(FeedbackRequest)
+LABEL: TypeAdapter[Label] = TypeAdapter(Label)
+
+
+def json_reply(data: Any, status: int = 200) -> Response:
+    """Return plain values as a JSON response."""
+    return Response(orjson.dumps(data), status, media_type="application/json")
+
+
+def problem(
+    status: int, title: str, detail: str, *, headers: Mapping[str, str] | None = None, **members: Any
+) -> Response:
     """Return a problem document; `error` repeats the detail for clients of the V2 protocol."""
     body = {"type": "about:blank", "title": title, "status": status, "detail": detail, "error": detail, **members}
-    headers = {"Retry-After": "5"} if status == 503 else None
-    return JSONResponse(body, status_code=status, media_type="application/problem+json", headers=headers)
+    more = {"Retry-After": "5"} if status == 503 else {}
+    return Response(
+        orjson.dumps(body, default=str),
+        status,
+        media_type="application/problem+json",
+        headers={**more, **(headers or {})},
+    )
 
 
-def problem_of(error: ForgeError) -> JSONResponse:
+def problem_of(error: ForgeError) -> Response:
     """Return the problem document of one of our errors."""
     status, title = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
     names = {"faults": "errors", "held": "held"}

@@ -1,45 +1,24 @@
-"""The front: parse, check against the version's contract, ask the variant's lane, reply; log off the path."""
+"""The front: check against the version's contract, ask the variant's lane, reply; log off the path."""
 
 import asyncio
 import logging
+import os
 import time
-import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from ray import serve
 
 from forge_core import __version__
-from forge_core.errors import ModelNotFound, SchemaViolation, ServiceUnavailable
+from forge_core.errors import ModelNotFound, ServiceUnavailable
 from forge_core.storage import Storage
+from serve_app.journal import Journal
 from serve_app.live_version import LiveVersion, answer, checked_rows, load_live_version, watched
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass
-class Journal:
-    """Served rows on their way to the profiler: a bounded buffer that never holds a reply up."""
-
-    max_rows: int = 50_000
-    rows: dict[tuple[str, str], list[tuple[Any, ...]]] = field(default_factory=dict)
-    waiting: int = 0
-    dropped: int = 0
-
-    def add(self, live: LiveVersion, rows: list[tuple[Any, ...]]) -> None:
-        """Keep rows for the next shipment, or drop and count them when the buffer is full."""
-        if self.waiting + len(rows) > self.max_rows:
-            self.dropped += len(rows)
-            return
-        self.rows.setdefault((live.model, live.version), []).extend(rows)
-        self.waiting += len(rows)
-
-    def take(self) -> dict[tuple[str, str], list[tuple[Any, ...]]]:
-        """Return all rows and start afresh."""
-        taken, self.rows, self.waiting = self.rows, {}, 0
-        return taken
+_WINDOW_HOURS = 24.0
 
 
 class Switchboard:
@@ -51,32 +30,39 @@ class Switchboard:
         Where versions are mirrored.
     default_model : str
         The model of `/predict` and `/model/info`.
-    window_hours : mapping
-        Length of a profiling window, per model.
+    answer_seconds : float
+        How long a caller waits for a variant at most.
     """
 
-    def __init__(self, storage_url: str, default_model: str, window_hours: dict[str, float]) -> None:
+    def __init__(self, storage_url: str, default_model: str, *, answer_seconds: float = 30.0) -> None:
         self.storage = Storage(storage_url)
-        self.default_model, self.window_hours = default_model, window_hours
+        self.default_model, self.answer_seconds = default_model, answer_seconds
         self.live: dict[str, LiveVersion] = {}
         self.held: dict[str, dict[str, LiveVersion]] = {}
+        self.windows: Mapping[str, float | None] = {}
         self._routing = asyncio.Lock()
         self.journal = Journal()
-        self._shipping: asyncio.Task[None] | None = None
 
-    async def route(self, table: dict[str, dict[str, str]]) -> None:
+    async def route(
+        self, table: Mapping[str, Mapping[str, str]], windows: Mapping[str, float | None] | None = None
+    ) -> None:
         """Load what is new beside what is held, then swap at once.
 
-        A model's row names its champion, which gets the traffic, and its candidate, which answers only who asks
-        for that version.
+        Parameters
+        ----------
+        table : mapping
+            A model's row names its champion, which gets the traffic, and its candidate, which answers only who asks
+            for that version.
+        windows : mapping, optional
+            Hours of a model's profiling window; None for one that is neither profiled nor logged.
         """
         async with self._routing:
             held = {model: await self._hold(model, row) for model, row in table.items()}
             champions = {m: held[m][row["champion"]] for m, row in table.items() if "champion" in row}
-            self.held, self.live = held, champions
+            self.held, self.live, self.windows = held, champions, windows or {}
         logger.info("routing %s holding %s", self._versions(), {m: sorted(v) for m, v in held.items()})
 
-    async def _hold(self, model: str, row: dict[str, str]) -> dict[str, LiveVersion]:
+    async def _hold(self, model: str, row: Mapping[str, str]) -> dict[str, LiveVersion]:
         current = self.held.get(model, {})
         versions: dict[str, LiveVersion] = {}
         for role, version in row.items():
@@ -152,19 +138,20 @@ class Switchboard:
         started = time.perf_counter()
         live = self.version_of(model, version)
         rows = checked_rows(live, records)
-        ids = list(request_ids) if request_ids is not None else [str(_uuid7()) for _ in records]
-        if len(ids) != len(rows):
-            raise SchemaViolation(f"expected one request id a record, found {len(ids)} for {len(rows)} records")
-        scores = await live.lane.ask(rows)
+        ids = request_ids if request_ids is not None else [_uuid7() for _ in rows]
+        scores = await self._scores(live, rows)
         elapsed = round((time.perf_counter() - started) * 1000, 3)
         answers = [answer(live, score) for score in scores]
-        if version is None:
+        hours = self.windows.get(live.model, _WINDOW_HOURS)
+        if version is None and hours is not None:
             received = datetime.now(UTC)
-            moment = event_time or received
-            self._keep(
-                live,
+            facts = (event_time or received, received, live.version, "champion")
+            self.journal.add(
+                live.model,
+                live.version,
+                hours,
                 [
-                    (request_id, moment, received, live.version, "champion", prediction, watched(score), *row)
+                    (request_id, *facts, prediction, watched(score), *row)
                     for request_id, row, score, (prediction, _) in zip(ids, rows, scores, answers, strict=True)
                 ],
             )
@@ -180,21 +167,14 @@ class Switchboard:
             for request_id, (prediction, probability) in zip(ids, answers, strict=True)
         ]
 
-    def _keep(self, live: LiveVersion, entries: list[tuple[Any, ...]]) -> None:
-        self.journal.add(live, entries)
-        if self._shipping is None or self._shipping.done():
-            self._shipping = asyncio.ensure_future(self._ship())
-
-    async def _ship(self) -> None:
-        await asyncio.sleep(0.05)  # let a handful of replies gather; nobody waits for this
-        while batches := self.journal.take():
-            handle = serve.get_app_handle("profiler")
-            for (model, version), rows in batches.items():
-                try:
-                    await handle.log.remote(model, version, self.window_hours.get(model, 24.0), rows)
-                except Exception:
-                    self.journal.dropped += len(rows)
-                    logger.exception("profiler did not take rows model=%s rows=%d", model, len(rows))
+    async def _scores(self, live: LiveVersion, rows: list[tuple[Any, ...]]) -> Sequence[Any]:
+        try:
+            async with asyncio.timeout(self.answer_seconds):
+                return await live.lane.ask(rows)
+        except TimeoutError:
+            raise ServiceUnavailable(
+                f"version {live.version} of {live.model!r} did not answer within {self.answer_seconds:g} s; retry later"
+            ) from None
 
     async def record(self, model: str | None, labels: Sequence[tuple[str, float]], event_time: datetime | None) -> int:
         """Return how many labels were committed to the ledger."""
@@ -207,8 +187,7 @@ class Switchboard:
         """Return how many served rows were profiled and logged, waiting or dropped."""
         handle = serve.get_app_handle("profiler")
         if flush:
-            if self._shipping is not None:
-                await self._shipping
+            await self.journal.settle()
             await handle.flush.remote()
         counts = await handle.counts.remote()
         return {**counts, "waiting_in_router": self.journal.waiting, "dropped_by_router": self.journal.dropped}
@@ -220,8 +199,9 @@ class Switchboard:
         return {"status": "ok", "version": __version__, "models": live, "candidates": trial}
 
 
-def _uuid7() -> uuid.UUID:
+def _uuid7() -> str:
     """Return a time-ordered id (RFC 9562, section 5.7)."""
-    value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(uuid.uuid4().bytes[:10], "big")
+    value = time.time_ns() // 1_000_000 << 80 | int.from_bytes(os.urandom(10), "big")
     value = value & ~(0xF << 76) | 0x7 << 76
-    return uuid.UUID(int=value & ~(0x3 << 62) | 0x2 << 62)
+    text = f"{value & ~(0x3 << 62) | 0x2 << 62:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

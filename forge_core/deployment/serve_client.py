@@ -49,6 +49,8 @@ class ServeClient:
         Where the prediction API listens.
     arguments : mapping
         Passed to every application builder: storage and ledger URLs, profile, default model.
+    windows : mapping
+        Hours of each model's profiling window; None for one that is not watched.
     """
 
     def __init__(
@@ -59,12 +61,13 @@ class ServeClient:
         host: str,
         port: int,
         arguments: Mapping[str, Any],
+        windows: Mapping[str, float | None],
         token: str | None = None,
     ) -> None:
         self.url = f"{dashboard_url}/api/serve/applications/"
         self.headers = {"Authorization": f"Bearer {token}"} if token else {}
         self.template_file, self.host, self.port = template_file, host, port
-        self.arguments = dict(arguments)
+        self.arguments, self.windows = dict(arguments), dict(windows)
 
     def compose(self, variants: Iterable[tuple[str, str]], table: Table) -> dict[str, Any]:
         """Return the Serve configuration that runs these (model, version) pairs and routes by this table."""
@@ -75,7 +78,7 @@ class ServeClient:
         for app in patterns.values():
             app["args"] = {**self.arguments, **app.get("args", {})}
             if app["name"] == "router":
-                _deployment(app, "Router")["user_config"] = {"models": table}
+                _deployment(app, "Router")["user_config"] = {"models": table, "windows": self.windows}
             apps.append(app)
         for model, version in sorted(set(variants)):
             app = copy.deepcopy(pattern)
@@ -224,8 +227,8 @@ def get_serve_client(settings: Settings) -> ServeClient:
             "ledger_url": settings.ledger,
             "profile": settings.profile,
             "default_model": settings.model,
-            "window_hours": {name: policy.monitor.window_hours for name, policy in policies.items()},
         },
+        windows={n: p.monitor.window_hours if p.monitor.watch else None for n, p in policies.items()},
     )
 
 

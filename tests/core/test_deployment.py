@@ -104,7 +104,12 @@ class RecordedServe(ServeClient):
 
     def __init__(self, failing: tuple[str, ...] = ()) -> None:
         super().__init__(
-            "http://none", template_file=Path("deployments/serve.yaml"), host="127.0.0.1", port=1, arguments={}
+            "http://none",
+            template_file=Path("deployments/serve.yaml"),
+            host="127.0.0.1",
+            port=1,
+            arguments={},
+            windows={},
         )
         self.failing, self.puts, self.config = failing, list[tuple[list[str], dict[str, Any]]](), dict[str, Any]()
 

@@ -27,7 +27,7 @@ def test_answers_never_cross_between_callers(calls: list[tuple[int, float]], max
         assert await lane.ask(rows) == [("answer", row) for row in rows]
 
     async def main() -> None:
-        lane = Lane(send, max_batch=max_batch)
+        lane = Lane(send, max_batch=max_batch, max_rows=max_batch)
         await asyncio.gather(*(caller(lane, i, n, d) for i, (n, d) in enumerate(calls)))
 
     asyncio.run(main())

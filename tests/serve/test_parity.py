@@ -22,12 +22,10 @@ from forge_core.deployment.served_path import ServedPath
 from forge_core.errors import ModelError, ModelNotFound, ServiceUnavailable
 from infra.local.processes import free_ports
 from serve_app.api import build_api
+from serve_app.journal import Journal
 from serve_app.lanes import Lane
 from serve_app.live_version import LiveVersion
 from serve_app.router import Switchboard
-
-# FastAPI warns at every ORJSONResponse; in a replica nobody turns warnings into errors.
-pytestmark = pytest.mark.filterwarnings("ignore:ORJSONResponse is deprecated")
 
 CONTRACT = Contract(pa.DataFrameSchema({"x": pa.Column("float64", pa.Check.le(400)), "town": pa.Column("str")}))
 ROWS = pd.DataFrame({"x": np.arange(300.0), "town": ["Oslo", "Bergen", "Bodø"] * 100})
@@ -60,11 +58,19 @@ class Folder:
     classes: tuple[int, ...] = (0, 1)
 
 
+class StillJournal(Journal):
+    """Keeps what would be shipped."""
+
+    async def _ship(self) -> None:
+        return
+
+
 class Board(Switchboard):
-    """A switchboard whose versions are loaded from `known`; what would be shipped stays in the journal."""
+    """A switchboard whose versions are loaded from `known`; what would be shipped stays."""
 
     def __init__(self, known: dict[str, Scores]) -> None:
-        super().__init__("memory://none", "m", {})
+        super().__init__("memory://none", "m")
+        self.journal = StillJournal()
         self.known, self.loads = known, list[str]()
 
     def _load(self, model: str, version: str) -> LiveVersion:
@@ -77,9 +83,6 @@ class Board(Switchboard):
 
         columns = CONTRACT.feature_columns
         return LiveVersion(model, version, CONTRACT, columns, "classification", [0, 1], {}, {}, Lane(send))
-
-    async def _ship(self) -> None:
-        return
 
 
 ROW = {"x": 1.0, "town": "Oslo"}
@@ -131,7 +134,7 @@ def test_only_rows_of_the_live_path_are_journalled() -> None:
         await board.route({"m": {"champion": "1", "candidate": "2"}})
         for version in (None, "1", "2"):
             await board.predict("m", [ROW, ROW], version=version)
-        assert board.journal.waiting == 2 and list(board.journal.rows) == [("m", "1")]
+        assert board.journal.waiting == 2 and list(board.journal.rows) == [("m", "1", 24.0)]
 
     asyncio.run(play())
 

@@ -1,0 +1,194 @@
+"""What callers send: bodies of bounded size, as JSON that says each thing once."""
+
+import asyncio
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import orjson
+from pydantic import TypeAdapter, ValidationError
+from starlette.requests import ClientDisconnect, Request
+
+from serve_app.protocol import BodyTooLarge, NotJson, NotTheForm, SlowRequest, WrongContentType
+
+Form = TypeVar("Form")
+
+# In JSON every key ends so; texts may hold it too, so the count is never below that of the keys.
+_KEY_END = re.compile(rb'"[ \t\r\n]*:')
+
+
+class Limits(NamedTuple):
+    """What one request may cost."""
+
+    body_bytes: int = 8 * 2**20
+    rows: int = 10_000
+    read_seconds: float = 15.0
+    answer_seconds: float = 30.0
+
+
+USUAL = Limits()
+
+
+async def read_body(request: Request, limits: Limits) -> bytes:
+    """Return the body.
+
+    Raises
+    ------
+    BodyTooLarge, SlowRequest
+        Before more than the limits was read.
+    """
+    told = request.headers.get("content-length", "")
+    if told.isdigit() and int(told) > limits.body_bytes:
+        raise _too_large(limits)
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(limits.read_seconds):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > limits.body_bytes:
+                    raise _too_large(limits)
+                chunks.append(chunk)
+    except TimeoutError:
+        raise SlowRequest(
+            f"expected the whole body within {limits.read_seconds:g} s, found {size} bytes by then; send it at once"
+        ) from None
+    except ClientDisconnect:
+        raise NotJson("the caller left before the body was there") from None
+    return b"".join(chunks)
+
+
+async def read_json(request: Request, limits: Limits) -> Any:
+    """Return the body as plain values.
+
+    Raises
+    ------
+    WrongContentType
+        When the header names something else than JSON.
+    NotJson
+        For what is no JSON, holds NaN or Infinity, is no UTF-8, or says one key twice in an object.
+    """
+    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if kind != "application/json" and not kind.endswith("+json"):
+        raise WrongContentType(f"expected Content-Type: application/json, found {kind[:80]!r}")
+    return parse_json(await read_body(request, limits))
+
+
+def parse_json(body: bytes) -> Any:
+    """Return the values of a JSON text; see `read_json`."""
+    try:
+        data = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise NotJson(f"expected JSON (RFC 8259) in UTF-8: {str(error)[:200]}") from None
+    if len(_KEY_END.findall(body)) != _count_keys(data):
+        _refuse_duplicates(body)
+    return data
+
+
+def one_row(data: Any) -> dict[str, Any]:
+    """Return the features of `{"features": {…}}`."""
+    if type(data) is dict and len(data) == 1 and type(features := data.get("features")) is dict:
+        return features
+    _object_with(data, {"features"}, {"features"})
+    raise not_the_form("features", f"expected an object of feature names and values, found {_name(data['features'])}")
+
+
+def many_rows(data: Any, limits: Limits) -> tuple[list[dict[str, Any]], list[str] | None]:
+    """Return (rows, request ids or None) of `{"records": [{…}], …}` or `{"columns": {name: […]}, …}`."""
+    form = "columns" if isinstance(data, dict) and "columns" in data else "records"
+    _object_with(data, {form}, {form, "request_ids"})
+    rows = _from_columns(data["columns"], limits) if form == "columns" else _from_records(data["records"], limits)
+    ids = data.get("request_ids")
+    if ids is None:
+        return rows, None
+    if not isinstance(ids, list) or not all(isinstance(i, str) and 0 < len(i) <= 128 for i in ids):
+        raise not_the_form("request_ids", "expected a list of texts of 1 to 128 characters")
+    if len(ids) != len(rows):
+        raise not_the_form("request_ids", f"expected one request id a row, found {len(ids)} for {len(rows)} rows")
+    if len(set(ids)) != len(ids):
+        raise not_the_form("request_ids", "expected each request id once")
+    return rows, ids
+
+
+def parsed(form: "TypeAdapter[Form]", data: Any) -> Form:
+    """Return data as a pydantic form, every fault at once."""
+    try:
+        return form.validate_python(data)
+    except ValidationError as error:
+        faults = [
+            {"field": ".".join(map(str, e["loc"])), "reason": e["msg"]}
+            for e in error.errors(include_url=False, include_context=False, include_input=False)
+        ]
+        raise _of_faults(faults) from None
+
+
+def _from_records(records: Any, limits: Limits) -> list[dict[str, Any]]:
+    if not isinstance(records, list) or not all(type(r) is dict for r in records):
+        raise not_the_form("records", "expected a list of objects of feature names and values")
+    _check_rows(len(records), "records", limits)
+    return records
+
+
+def _from_columns(columns: Any, limits: Limits) -> list[dict[str, Any]]:
+    if not isinstance(columns, Mapping) or not all(isinstance(values, list) for values in columns.values()):
+        raise not_the_form("columns", "expected an object of feature names and lists of values")
+    lengths = {len(values) for values in columns.values()}
+    if len(lengths) > 1:
+        raise not_the_form("columns", f"expected lists of one length, found {', '.join(map(str, sorted(lengths)))}")
+    _check_rows(lengths.pop() if lengths else 0, "columns", limits)
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _check_rows(n_rows: int, form: str, limits: Limits) -> None:
+    if n_rows == 0:
+        raise not_the_form(form, "expected at least one row, found none")
+    if n_rows > limits.rows:
+        raise BodyTooLarge(f"expected at most {limits.rows} rows a request, found {n_rows}; send several requests")
+
+
+def _object_with(data: Any, needed: set[str], known: set[str]) -> None:
+    if not isinstance(data, dict):
+        raise not_the_form("", f"expected an object with {', '.join(sorted(needed))}, found {_name(data)}")
+    faults = [{"field": name, "reason": "is required"} for name in sorted(needed - data.keys())]
+    faults += [{"field": str(name)[:80], "reason": "is not known here"} for name in data if name not in known]
+    if faults:
+        raise _of_faults(faults)
+
+
+def not_the_form(field: str, reason: str) -> NotTheForm:
+    """Return the error of one fault."""
+    return _of_faults([{"field": field, "reason": reason}])
+
+
+def _of_faults(faults: list[dict[str, str]]) -> NotTheForm:
+    told = "; ".join(f"{f['field'] or 'body'}: {f['reason']}" for f in faults[:5])
+    return NotTheForm(told, context={"faults": faults[:100]})
+
+
+def _too_large(limits: Limits) -> BodyTooLarge:
+    return BodyTooLarge(f"expected a body of at most {limits.body_bytes} bytes; send several requests")
+
+
+def _count_keys(data: Any) -> int:
+    if type(data) is dict:
+        return len(data) + sum(_count_keys(v) for v in data.values() if type(v) is dict or type(v) is list)
+    if type(data) is list:
+        return sum(_count_keys(v) for v in data if type(v) is dict or type(v) is list)
+    return 0
+
+
+def _refuse_duplicates(body: bytes) -> None:
+    def once(pairs: list[tuple[str, Any]]) -> None:
+        names: set[str] = set()
+        for name, _ in pairs:
+            if name in names:
+                raise NotJson(f"expected each key once in an object, found {name[:80]!r} twice")
+            names.add(name)
+
+    json.loads(body, object_pairs_hook=once)
+
+
+def _name(value: Any) -> str:
+    names = {"dict": "an object", "list": "a list", "str": "text", "NoneType": "null", "bool": "a boolean"}
+    return names.get(type(value).__name__, "a number")
