@@ -9,7 +9,6 @@ from ray import serve
 from forge_core.data.contracts import Contract
 from forge_core.deployment.mirror import mirrored_version
 from forge_core.deployment.routing_table import variant_name
-from forge_core.errors import SchemaViolation
 from forge_core.statistics.quality import Task
 from forge_core.storage import Storage
 from serve_app.lanes import Lane
@@ -52,27 +51,6 @@ def load_live_version(storage: Storage, model: str, version: str) -> LiveVersion
         return await handle.score.remote(rows)
 
     return LiveVersion(model, version, contract, contract.feature_columns, task, classes, info, example, Lane(send))
-
-
-def checked_rows(live: LiveVersion, records: Sequence[dict[str, Any]]) -> list[tuple[Any, ...]]:
-    """Return records as rows in the order of the contract's features.
-
-    Raises
-    ------
-    SchemaViolation
-        With every fault in `context["faults"]`, and in a batch its row.
-    """
-    rows, faults = [], []
-    for number, record in enumerate(records):
-        try:
-            row = live.contract.check_row(record)
-            rows.append(tuple(row[c] for c in live.columns))
-        except SchemaViolation as error:
-            faults += [{**fault, **({"row": number} if len(records) > 1 else {})} for fault in error.context["faults"]]
-    if faults:
-        shown = "; ".join(f"{f['field']}: {f['reason']}" for f in faults[:5])
-        raise SchemaViolation(f"{len(faults)} faults: {shown}", context={"faults": faults[:100]})
-    return rows
 
 
 def answer(live: LiveVersion, score: float | list[float]) -> tuple[Any, float | None]:

@@ -14,7 +14,7 @@ from forge_core import __version__
 from forge_core.errors import ModelNotFound, ServiceUnavailable
 from forge_core.storage import Storage
 from serve_app.journal import Journal
-from serve_app.live_version import LiveVersion, answer, checked_rows, load_live_version, watched
+from serve_app.live_version import LiveVersion, answer, load_live_version, watched
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ class Switchboard:
         """
         started = time.perf_counter()
         live = self.version_of(model, version)
-        rows = checked_rows(live, records)
+        rows = live.contract.check_rows(records)
         ids = request_ids if request_ids is not None else [_uuid7() for _ in rows]
         scores = await self._scores(live, rows)
         elapsed = round((time.perf_counter() - started) * 1000, 3)

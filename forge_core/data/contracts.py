@@ -5,7 +5,7 @@ contract's types. `Contract.check_row` takes one request's features (serving).
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,6 +18,7 @@ import yaml
 from forge_core.data.checking import DTYPES, Checker
 from forge_core.data.coercion import Kind, kind_of_dtype
 from forge_core.data.kinds import tally_kinds
+from forge_core.data.many_row_checks import check_many
 from forge_core.data.quarantine import BadRowBudget, CheckedRows
 from forge_core.data.row_checks import FieldRule, check_fields, describe_check, field_rule
 from forge_core.errors import ConfigurationError, EmptyData, SchemaViolation
@@ -108,6 +109,16 @@ class Contract:
             With all faults in `context["faults"]`.
         """
         return check_fields(self._feature_rules, features)
+
+    def check_rows(self, records: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
+        """Return requests' features as rows, values in the order of `feature_columns`; see `check_many`.
+
+        Raises
+        ------
+        SchemaViolation
+            With the faults of all rows in `context["faults"]`.
+        """
+        return check_many(self._feature_rules, records)
 
     def check(self, frame: pd.DataFrame, max_bad_share: float) -> CheckedRows:
         """Return the good rows, typed, and every fault of the others.
