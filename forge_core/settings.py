@@ -30,6 +30,12 @@ class Settings(BaseSettings):
     haproxy_stats_port: int = Field(8404, ge=1, le=65535, description="Port of the ingress proxy's statistics page.")
     startup_timeout: float = Field(120.0, gt=0, description="Seconds that `make up` waits for each server.")
     model: str = Field("flights", description="Model that /predict and /model/info serve.")
+    model_path: str = Field(
+        "",
+        validation_alias=AliasChoices("MODEL_PATH", "model_path"),
+        description="A model file that `python -m serve_app` serves without a registry; empty: none.",
+    )
+    allow_pickle: bool = Field(False, description="Let MODEL_PATH be a .joblib file, whose loading runs its code.")
     policy_file: Path = Field(Path("deployments/policy.yaml"), description="Gates, thresholds and limits, per model.")
     catalogue_file: Path = Field(
         Path("deployments/catalogue.yaml"), description="Names of data sources; the file may be absent."

@@ -8,6 +8,7 @@ from ray.serve import Application
 from starlette.applications import Starlette
 
 from serve_app.api import build_api
+from serve_app.model_file import FileBoard, load_model_file
 from serve_app.profiler import Profiler
 from serve_app.recorder import Recorder
 from serve_app.router import Switchboard
@@ -46,6 +47,29 @@ class Router:
 
     def __serve_build_asgi_app__(self) -> Starlette:
         return build_api(self.board, trust_event_time=self.trust_event_time)
+
+
+class FileArguments(BaseModel):
+    """Which file is served, and whether it may be a pickle."""
+
+    path: str
+    allow_pickle: bool = False
+
+
+class FileRouter:
+    """The same routes over one model file."""
+
+    def __init__(self, arguments: FileArguments) -> None:
+        self.board = FileBoard(load_model_file(arguments.path, allow_pickle=arguments.allow_pickle))
+
+    def __serve_build_asgi_app__(self) -> Starlette:
+        return build_api(self.board, trust_event_time=False)
+
+
+def model_file(arguments: FileArguments) -> Application:
+    """Return the application of one model file."""
+    options = {"name": "Router", "max_ongoing_requests": 2000, "ray_actor_options": {"num_cpus": 0}}
+    return serve.deployment(serve.ingress()(FileRouter)).options(**options).bind(arguments)
 
 
 def router(arguments: Arguments) -> Application:

@@ -55,6 +55,17 @@ class CompiledModel:
         self._inputs = {i.name: _filler(i) for i in self._session.get_inputs()}
         self._output = self._session.get_outputs()[-1].name
 
+    @property
+    def input_kinds(self) -> dict[str, str]:
+        """Kind of each input column: number, category or datetime."""
+        kinds = {"_texts": "category", "_times": "datetime", "_numbers": "number"}
+        return {name: kinds[fill.__name__] for name, fill in self._inputs.items()}
+
+    @property
+    def n_outputs(self) -> int:
+        """Numbers a row: one of a regression, else the probability of each class."""
+        return int(self._session.get_outputs()[-1].shape[1])
+
     def score(self, columns: Columns) -> NDArray[np.float64]:
         """Return what `forge_core.models.model_trainer.score` gives for the pipeline.
 

@@ -138,7 +138,7 @@ def _forge_variables(settings: Settings) -> dict[str, str]:
     values: dict[str, str] = {}
     for name in type(settings).model_fields:
         value = getattr(settings, name)
-        if name == "tracking_uri":
+        if name in ("tracking_uri", "model_path"):
             continue
         if isinstance(value, Path):
             value = (value if name == "home" else ROOT / value).resolve()

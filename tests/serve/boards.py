@@ -57,13 +57,14 @@ class Board(Switchboard):
 
 
 @contextmanager
-def served(board: Board, limits: Limits = USUAL) -> Iterator[str]:
-    """Serve the API of a board, which has a candidate 2 where it knows one, over HTTP on a free port."""
+def served(board: Switchboard, limits: Limits = USUAL) -> Iterator[str]:
+    """Serve the API of a board over HTTP on a free port; a `Board` has a candidate 2 where it knows one."""
     (port,) = free_ports(1)
     api = build_api(board, trust_event_time=True, limits=limits)
     server = uvicorn.Server(uvicorn.Config(api, host="127.0.0.1", port=port, log_level="error"))
     thread = threading.Thread(target=server.run)
-    asyncio.run(board.route({"m": {"champion": "1", **({"candidate": "2"} if "2" in board.known else {})}}))
+    if isinstance(board, Board):
+        asyncio.run(board.route({"m": {"champion": "1", **({"candidate": "2"} if "2" in board.known else {})}}))
     thread.start()
     try:
         while not server.started:
