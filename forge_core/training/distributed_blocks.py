@@ -7,6 +7,9 @@ r / n to (r + 1) / n, a contiguous part of the file. So the rows of each batch a
 every row is read by one worker only, and an epoch can be entered at any batch.
 """
 
+import contextlib
+import queue
+import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,10 +24,6 @@ Rows = NDArray[np.float32]
 EXTRA = 2
 BLOCK_BYTES = 16 * 2**20
 BLOCK_ROWS = 65_536
-# So many blocks wait in Ray's object store for each worker.
-_AHEAD = 6
-# So many blocks are put into one stream; a stream's plan is kept in memory.
-_SPECS = 2000
 
 
 @dataclass(frozen=True)
@@ -179,57 +178,49 @@ def _read_rows(storage: Storage, blocks: Blocks, key: str, first: int, last: int
     return np.frombuffer(data, "<f4").reshape(-1, blocks.width)
 
 
-def stream_rows(storage: Storage, blocks: Blocks, share: Share, *, epochs: int, seed: int, step: int) -> Iterator[Any]:
-    """Give a worker's batches from a step to the end, as torch tensors (batch_size / workers, width).
+class StreamedRows:
+    """A worker's share of the training blocks, read while it trains: three blocks are in memory at a time.
 
-    A Ray Data actor reads ahead, in order and over the ends of epochs, and another one looks after it, so that the
-    worker's own process has nothing to do with it. Each worker streams its own lanes: Train's shared split hands blocks
-    to whoever is free, so its order could not be repeated after a fault.
+    A thread of the worker reads ahead. Ray Data did it before: its executor runs without a pause while it waits for the
+    worker, which took a third of two cores. Train's shared split hands blocks to whoever is free, so its order could
+    not be repeated after a fault.
     """
-    import ray.data
-    from ray.data import ExecutionResources
-    from ray.data.context import DataContext
 
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.execution_options.preserve_order = True
-    # Blocks that wait to be read; without a bound Ray Data would read all epochs ahead into its object store.
-    waiting = _AHEAD * blocks.train_bytes // max(1, len(blocks.train)) // share.workers
-    context.execution_options.resource_limits = ExecutionResources(object_store_memory=waiting)
-    first, last = share.of(blocks.batch_size)
-    at_once = max(1, _SPECS // len(blocks.train))
-    for start in range(step // blocks.steps, epochs, at_once):
-        specs = [
-            {"epoch": epoch, "number": number, "skipped": skipped}
-            for epoch in range(start, min(epochs, start + at_once))
-            for number, skipped in _from_batch(
-                blocks, epoch_order(blocks, epoch, seed), max(0, step - epoch * blocks.steps)
-            )
-        ]
-        # One actor reads: Ray would end the processes of tasks beyond the cores, and start them again for each block.
-        rows = ray.data.from_items(specs, override_num_blocks=len(specs)).map_batches(
-            _Reader,
-            fn_constructor_args=(storage.url, blocks, share, seed),
-            batch_size=1,
-            num_cpus=0.01,
-            compute=ray.data.ActorPoolStrategy(size=1),
-        )
-        (stream,) = rows.streaming_split(1)
-        for block in stream.iter_torch_batches(batch_size=None, prefetch_batches=1, device="cpu"):
-            yield from block["rows"].split(last - first)
+    def __init__(self, storage: Storage, blocks: Blocks, share: Share) -> None:
+        self._storage, self._blocks, self._share = storage, blocks, share
 
+    def batches(self, *, epochs: int, seed: int, step: int) -> Iterator[Any]:
+        """Give the worker's batches from a step to the end, as torch tensors (batch_size / workers, width)."""
+        import torch
 
-class _Reader:
-    """What reads blocks, in a process of its own."""
+        waiting: queue.Queue[Rows | BaseException | None] = queue.Queue(maxsize=1)
+        over = threading.Event()
 
-    def __init__(self, url: str, blocks: Blocks, share: Share, seed: int) -> None:
-        self._storage, self._blocks, self._share, self._seed = Storage(url), blocks, share, seed
+        def put(item: Rows | BaseException | None) -> None:
+            while not over.is_set():
+                with contextlib.suppress(queue.Full):
+                    return waiting.put(item, timeout=0.5)
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Return the rows of one block's batches in their order."""
-        epoch, number, skipped = (int(batch[name][0]) for name in ("epoch", "number", "skipped"))
-        rows = read_batches(self._storage, self._blocks, number, self._share, epoch=epoch, seed=self._seed)
-        return {"rows": rows[skipped:].reshape(-1, self._blocks.width)}
+        def read() -> None:
+            try:
+                for epoch, number, skipped in _still_to_come(self._blocks, epochs, seed, step):
+                    rows = read_batches(self._storage, self._blocks, number, self._share, epoch=epoch, seed=seed)
+                    put(rows[skipped:])
+                    if over.is_set():
+                        return
+                put(None)
+            except BaseException as error:
+                put(error)
+
+        thread = threading.Thread(target=read, name="read-ahead", daemon=True)
+        thread.start()
+        try:
+            while (item := waiting.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                yield from torch.from_numpy(item)
+        finally:
+            over.set()
 
 
 class KeptRows:
@@ -240,23 +231,21 @@ class KeptRows:
         self._lanes = [read_lanes(storage, blocks, number, share) for number in range(len(blocks.train))]
 
     def batches(self, *, epochs: int, seed: int, step: int) -> Iterator[Any]:
-        """Give what `stream_rows` gives."""
+        """Give what `StreamedRows` gives."""
         import torch
 
-        blocks = self._blocks
-        for epoch in range(step // blocks.steps, epochs):
-            order = epoch_order(blocks, epoch, seed)
-            for number, skipped in _from_batch(blocks, order, max(0, step - epoch * blocks.steps)):
-                raw = self._lanes[number]
-                batches = read_batches(self._storage, blocks, number, self._share, epoch=epoch, seed=seed, raw=raw)
-                yield from torch.from_numpy(batches[skipped:])
+        for epoch, number, skipped in _still_to_come(self._blocks, epochs, seed, step):
+            raw = self._lanes[number]
+            batches = read_batches(self._storage, self._blocks, number, self._share, epoch=epoch, seed=seed, raw=raw)
+            yield from torch.from_numpy(batches[skipped:])
 
 
-def _from_batch(blocks: Blocks, order: list[int], first_batch: int) -> Iterator[tuple[int, int]]:
-    """Give each block that is still to come, and how many of its batches were done before."""
-    done = 0
-    for number in order:
-        n_batches = blocks.train[number] // blocks.batch_size
-        if done + n_batches > first_batch:
-            yield number, max(0, first_batch - done)
-        done += n_batches
+def _still_to_come(blocks: Blocks, epochs: int, seed: int, step: int) -> Iterator[tuple[int, int, int]]:
+    """Give (epoch, block, its batches that were done before) from a step to the end."""
+    for epoch in range(step // blocks.steps, epochs):
+        done, first = 0, max(0, step - epoch * blocks.steps)
+        for number in epoch_order(blocks, epoch, seed):
+            n_batches = blocks.train[number] // blocks.batch_size
+            if done + n_batches > first:
+                yield epoch, number, max(0, first - done)
+            done += n_batches

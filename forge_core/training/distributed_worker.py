@@ -16,7 +16,7 @@ import numpy as np
 
 from forge_core.models.mlp import build_network, loss_of
 from forge_core.storage import Storage
-from forge_core.training.distributed_blocks import Blocks, KeptRows, Share, read_validation, stream_rows
+from forge_core.training.distributed_blocks import Blocks, KeptRows, Share, StreamedRows, read_validation
 from forge_core.training.distributed_checkpoint import Checkpoint, load_newest, pack, save_checkpoint, unpack
 
 _POSITION_SECONDS = 0.5
@@ -76,11 +76,8 @@ def run_worker(config: dict[str, Any]) -> None:
         loss_so_far = checkpoint.facts["loss"] if share.rank == 0 else 0.0
     step = checkpoint.step if checkpoint else 0
     trainer = _Worker(job, share, storage, blocks, device, network, optimiser)
-    wanted = {"epochs": job.epochs, "seed": job.random_state, "step": step}
-    if job.stream:
-        batches = stream_rows(storage, blocks, share, **wanted)
-    else:
-        batches = KeptRows(storage, blocks, share).batches(**wanted)
+    rows = (StreamedRows if job.stream else KeptRows)(storage, blocks, share)
+    batches = rows.batches(epochs=job.epochs, seed=job.random_state, step=step)
     for epoch in range(step // blocks.steps, job.epochs):
         step, loss = trainer.train_epoch(islice(batches, (epoch + 1) * blocks.steps - step), step, loss_so_far)
         loss_so_far = 0.0
