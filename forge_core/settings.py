@@ -36,6 +36,7 @@ class Settings(BaseSettings):
         description="A model file that `python -m serve_app` serves without a registry; empty: none.",
     )
     allow_pickle: bool = Field(False, description="Let MODEL_PATH be a .joblib file, whose loading runs its code.")
+    api_key: str = Field("", description="Key that our own calls to the prediction API show; empty: none.")
     policy_file: Path = Field(Path("deployments/policy.yaml"), description="Gates, thresholds and limits, per model.")
     catalogue_file: Path = Field(
         Path("deployments/catalogue.yaml"), description="Names of data sources; the file may be absent."
@@ -54,6 +55,11 @@ class Settings(BaseSettings):
     def api_url(self) -> str:
         """Base URL of the prediction API."""
         return f"http://{self.host}:{self.api_port}"
+
+    @property
+    def open_without_key(self) -> bool:
+        """Whether the prediction API lets callers in without a key: only this machine's, in the local profile."""
+        return self.profile == "local" and self.host in ("127.0.0.1", "localhost", "::1")
 
     @property
     def prefect_url(self) -> str:

@@ -31,6 +31,11 @@ def _serve(settings: Settings) -> None:
         )
     from serve_app.model_file import load_model_file
 
+    if not (settings.open_without_key or settings.api_key):
+        raise ConfigurationError(
+            f"expected FORGE_API_KEY, because {settings.host} is reached from other machines, found none; "
+            "set it and let callers send it as `Authorization: Bearer …`"
+        )
     live = load_model_file(settings.model_path, allow_pickle=settings.allow_pickle)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
@@ -40,7 +45,9 @@ def _serve(settings: Settings) -> None:
 
     ray.init(address=os.environ.get("RAY_ADDRESS", "local"), include_dashboard=False, log_to_driver=False, num_cpus=1)
     serve.start(proxy_location="HeadOnly", http_options={"host": settings.host, "port": settings.api_port})
-    arguments = FileArguments(path=str(Path(settings.model_path).resolve()), allow_pickle=settings.allow_pickle)
+    arguments = FileArguments(
+        path=str(Path(settings.model_path).resolve()), allow_pickle=settings.allow_pickle, api_key=settings.api_key
+    )
     serve.run(model_file(arguments), name="router", route_prefix="/")
     sys.stderr.write(f"{live.model} version {live.version} answers at {settings.api_url}/predict; Ctrl-C stops it\n")
     told = threading.Event()

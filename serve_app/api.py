@@ -15,7 +15,8 @@ from starlette.routing import Route
 from forge_core.errors import ForgeError, ServiceUnavailable
 from forge_core.monitoring.metrics import REQUEST_SECONDS, REQUESTS
 from serve_app.bodies import USUAL, Limits, many_rows, not_the_form, one_row, parsed, read_json
-from serve_app.protocol import FEEDBACK, LABEL, json_reply, problem, problem_of
+from serve_app.door import Caller, Door
+from serve_app.protocol import FEEDBACK, LABEL, Unauthorized, json_reply, problem, problem_of
 from serve_app.router import Switchboard
 
 logger = logging.getLogger(__name__)
@@ -27,17 +28,19 @@ _LONGEST_NAME = 128
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def build_api(board: Switchboard, *, trust_event_time: bool, limits: Limits = USUAL) -> Starlette:
+def build_api(board: Switchboard, door: Door, *, trust_event_time: bool, limits: Limits = USUAL) -> Starlette:
     """Return the application over a switchboard.
 
     Parameters
     ----------
+    door : Door
+        Who may come in.
     trust_event_time : bool
         Honour the header `X-Forge-Event-Time` (replaying history), else use the time of receipt.
     limits : Limits
         What one request may cost.
     """
-    routes = _Routes(board, trust_event_time, limits)
+    routes = _Routes(board, door, trust_event_time, limits)
 
     def route(path: str, handler: Handler, method: str = "GET") -> Route:
         return Route(path, routes.counted(path, handler), methods=[method])
@@ -64,8 +67,8 @@ def build_api(board: Switchboard, *, trust_event_time: bool, limits: Limits = US
 class _Routes:
     """One method a route."""
 
-    def __init__(self, board: Switchboard, trust_event_time: bool, limits: Limits) -> None:
-        self.board, self.trust_event_time, self.limits = board, trust_event_time, limits
+    def __init__(self, board: Switchboard, door: Door, trust_event_time: bool, limits: Limits) -> None:
+        self.board, self.door, self.trust_event_time, self.limits = board, door, trust_event_time, limits
 
     def counted(self, path: str, handler: Handler) -> Handler:
         """Return the handler with its answers counted and timed, and its errors as problem documents."""
@@ -87,7 +90,9 @@ class _Routes:
 
     async def predict(self, request: Request) -> Response:
         """Answer one row."""
+        caller = self._admit(request, "predict")
         features = one_row(await read_json(request, self.limits))
+        self.door.spend(caller, 1)
         request_id = _header(request, "x-request-id")
         replies = await self.board.predict(
             _model(request), [features], [request_id] if request_id else None, self._moment(request), _version(request)
@@ -96,12 +101,15 @@ class _Routes:
 
     async def predict_batch(self, request: Request) -> Response:
         """Answer many rows."""
+        caller = self._admit(request, "predict")
         rows, ids = many_rows(await read_json(request, self.limits), self.limits)
+        self.door.spend(caller, len(rows))
         replies = await self.board.predict(_model(request), rows, ids, self._moment(request), _version(request))
         return json_reply({"predictions": replies})
 
     async def feedback(self, request: Request) -> Response:
         """Commit labels, one or many."""
+        self._admit(request, "feedback")
         data = await read_json(request, self.limits)
         many = isinstance(data, dict) and "feedback" in data
         labels = parsed(FEEDBACK, data).feedback if many else [parsed(LABEL, data)]
@@ -109,20 +117,22 @@ class _Routes:
         return json_reply({"committed": await self.board.record(_model(request), rows, self._moment(request))})
 
     async def health(self, request: Request) -> Response:
-        """Tell that we are alive."""
-        return json_reply(self.board.health())
+        """Tell that we are alive, and to who has a key what is live."""
+        return json_reply(self._told(request))
 
     async def ready(self, request: Request) -> Response:
         """Tell that the default model answers."""
         self.board.version_of(None)
-        return json_reply(self.board.health())
+        return json_reply(self._told(request))
 
     async def model_info(self, request: Request) -> Response:
         """Tell what a version is."""
+        self._admit(request, "predict")
         return json_reply(self.board.version_of(_model(request), _version(request)).info)
 
     async def monitoring(self, request: Request) -> Response:
         """Tell what became of the served rows."""
+        self._admit(request, "metrics")
         flush = request.query_params.get("flush", "false").lower()
         if flush not in ("true", "false", "1", "0"):
             raise not_the_form("flush", "expected true or false")
@@ -130,7 +140,19 @@ class _Routes:
 
     async def metrics(self, request: Request) -> Response:
         """Give Prometheus the counts of all routers."""
+        self._admit(request, "metrics")
         return Response(await self.board.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    def _admit(self, request: Request, scope: str | None) -> Caller:
+        return self.door.admit(request.headers.get("authorization"), request.headers.get("x-api-key"), scope)
+
+    def _told(self, request: Request) -> dict[str, Any]:
+        told = self.board.health()
+        try:
+            self._admit(request, None)
+        except Unauthorized:
+            return {name: told[name] for name in ("status", "version")}
+        return told
 
     def _moment(self, request: Request) -> datetime | None:
         told = _header(request, "x-forge-event-time") if self.trust_event_time else None

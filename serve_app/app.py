@@ -7,9 +7,13 @@ from ray import serve
 from ray.serve import Application
 from starlette.applications import Starlette
 
+from forge_core.keys import Key, KeyStore, only_key
+from forge_core.ledger import Ledger
 from serve_app.api import build_api
+from serve_app.door import Door
 from serve_app.model_file import FileBoard, load_model_file
 from serve_app.profiler import Profiler
+from serve_app.rates import Spent
 from serve_app.recorder import Recorder
 from serve_app.router import Switchboard
 from serve_app.variant import Variant
@@ -24,6 +28,7 @@ class Arguments(BaseModel):
     ledger_url: str
     profile: str
     default_model: str
+    open_without_key: bool
 
 
 class VariantArguments(Arguments):
@@ -40,20 +45,34 @@ class Router:
         self.board = Switchboard(arguments.storage_url, arguments.default_model)
         self.board.counting.start()
         self.trust_event_time = arguments.profile == "local"
+        self.door = Door(self._keys, open_without_key=arguments.open_without_key, exchange=_balance)
+        self._ledger_url = arguments.ledger_url
+        self._store: KeyStore | None = None
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take a new routing table; requests go on meanwhile."""
+        await self.door.start()
         await self.board.route(user_config["models"], user_config["windows"])
 
     def __serve_build_asgi_app__(self) -> Starlette:
-        return build_api(self.board, trust_event_time=self.trust_event_time)
+        return build_api(self.board, self.door, trust_event_time=self.trust_event_time)
+
+    def _keys(self) -> list[Key]:
+        if self._store is None:
+            self._store = KeyStore(Ledger(self._ledger_url))
+        return self._store.all()
+
+
+async def _balance(spent: Spent) -> dict[str, float]:
+    return await serve.get_app_handle("recorder").balance.remote(spent)
 
 
 class FileArguments(BaseModel):
-    """Which file is served, and whether it may be a pickle."""
+    """Which file is served, whether it may be a pickle, and the one key that is needed; none leaves the door open."""
 
     path: str
     allow_pickle: bool = False
+    api_key: str = ""
 
 
 class FileRouter:
@@ -61,9 +80,11 @@ class FileRouter:
 
     def __init__(self, arguments: FileArguments) -> None:
         self.board = FileBoard(load_model_file(arguments.path, allow_pickle=arguments.allow_pickle))
+        keys = [only_key(arguments.api_key)] if arguments.api_key else []
+        self.door = Door(lambda: keys, keys=keys, open_without_key=not keys)
 
     def __serve_build_asgi_app__(self) -> Starlette:
-        return build_api(self.board, trust_event_time=False)
+        return build_api(self.board, self.door, trust_event_time=False)
 
 
 def model_file(arguments: FileArguments) -> Application:

@@ -30,8 +30,23 @@ class SlowRequest(ForgeError):
     """The body did not arrive in time."""
 
 
+class Unauthorized(ForgeError):
+    """No key that works."""
+
+
+class Forbidden(ForgeError):
+    """The key lacks the scope."""
+
+
+class TooManyRequests(ForgeError):
+    """The key's rate is used up."""
+
+
 # The one place where our errors meet HTTP; the nearest class in an error's ancestry counts.
 STATUS: dict[type[BaseException], tuple[int, str]] = {
+    Unauthorized: (401, "A key is needed"),
+    Forbidden: (403, "The key may not do this"),
+    TooManyRequests: (429, "Too many rows a minute"),
     NotJson: (400, "The body is no JSON"),
     NotTheForm: (422, "The request is not of the expected form"),
     WrongContentType: (415, "The body is not said to be JSON"),
@@ -94,4 +109,9 @@ def problem_of(error: ForgeError) -> Response:
     status, title = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
     names = {"faults": "errors", "held": "held"}
     members = {name: error.context[key][:_SHOWN] for key, name in names.items() if key in error.context}
-    return problem(status, title, str(error), **members)
+    headers = {}
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if "retry_after" in error.context:
+        headers["Retry-After"] = str(error.context["retry_after"])
+    return problem(status, title, str(error), headers=headers, **members)

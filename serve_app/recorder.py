@@ -1,10 +1,11 @@
-"""What there is once for all routers: the writer of feedback, in groups, and the sum of all their metrics."""
+"""What there is once for all routers: the writer of feedback, in groups, the sum of metrics, the keys' rates."""
 
 import asyncio
 from datetime import datetime
 
 from forge_core.ledger import Feedback, Ledger
 from forge_core.monitoring.metrics import LABELS, Tally, exposition
+from serve_app.rates import Buckets, Spent
 
 Rows = list[tuple[str, float, datetime]]
 
@@ -14,7 +15,7 @@ class Recorder:
 
     def __init__(self, ledger_url: str) -> None:
         self.ledger = Ledger(ledger_url)
-        self._total = Tally()
+        self._total, self._buckets = Tally(), Buckets()
         self._waiting: list[tuple[str, Rows, asyncio.Future[None]]] = []
         self._running: asyncio.Task[None] | None = None
 
@@ -31,6 +32,10 @@ class Recorder:
     async def gather(self, tally: Tally) -> None:
         """Add what a router counted since its last call."""
         self._total.add(tally)
+
+    async def balance(self, spent: Spent) -> dict[str, float]:
+        """Return the keys' common levels after taking what a router let in."""
+        return self._buckets.exchange(spent)
 
     async def metrics(self) -> bytes:
         """Return all counts since this process began, in Prometheus' text format."""

@@ -135,7 +135,7 @@ def _try(
     )
     serve.reconcile(ledger, trying=model, progress=progress)
     progress(f"replaying {rows.origin}")
-    with ServedPath(serve.api_url, model, version) as path:
+    with ServedPath(serve.api_url, model, version, api_key=serve.api_key) as path:
         report = check_parity(folder, rows, path, tolerance=policy.gate.parity_tolerance)
     progress(f"parity of version {version}: {report.told()}")
     if not report.passed:

@@ -49,6 +49,8 @@ class ServeClient:
         Where the prediction API listens.
     arguments : mapping
         Passed to every application builder: storage and ledger URLs, profile, default model.
+    api_key : str
+        What our own calls to the prediction API show.
     windows : mapping
         Hours of each model's profiling window; None for one that is not watched.
     """
@@ -63,10 +65,12 @@ class ServeClient:
         arguments: Mapping[str, Any],
         windows: Mapping[str, float | None],
         token: str | None = None,
+        api_key: str = "",
     ) -> None:
         self.url = f"{dashboard_url}/api/serve/applications/"
         self.headers = {"Authorization": f"Bearer {token}"} if token else {}
         self.template_file, self.host, self.port = template_file, host, port
+        self.api_key = api_key
         self.arguments, self.windows = dict(arguments), dict(windows)
 
     def compose(self, variants: Iterable[tuple[str, str]], table: Table) -> dict[str, Any]:
@@ -227,7 +231,9 @@ def get_serve_client(settings: Settings) -> ServeClient:
             "ledger_url": settings.ledger,
             "profile": settings.profile,
             "default_model": settings.model,
+            "open_without_key": settings.open_without_key,
         },
+        api_key=settings.api_key,
         windows={n: p.monitor.window_hours if p.monitor.watch else None for n, p in policies.items()},
     )
 

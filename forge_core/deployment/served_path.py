@@ -37,14 +37,15 @@ class ServedPath:
         Which version must answer.
     patience : float
         Seconds that one request is repeated while nobody answers or the version is not held yet.
+    api_key : str
+        Shown where the API asks for a key.
     """
 
-    def __init__(self, url: str, model: str, version: str, *, patience: float = 60.0) -> None:
+    def __init__(self, url: str, model: str, version: str, *, patience: float = 60.0, api_key: str = "") -> None:
         self.url, self.model, self.version, self.patience = url, model, version, patience
         # This machine or cluster, never through a proxy of the environment.
-        self._client = httpx.Client(
-            base_url=url, trust_env=False, timeout=30.0, headers={VERSION_HEADER: version, "Accept": "application/json"}
-        )
+        headers = {VERSION_HEADER: version, "Accept": "application/json"} | ({"X-API-Key": api_key} if api_key else {})
+        self._client = httpx.Client(base_url=url, trust_env=False, timeout=30.0, headers=headers)
 
     def __enter__(self) -> "ServedPath":
         return self

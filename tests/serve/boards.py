@@ -14,6 +14,7 @@ from forge_core.data.contracts import Contract
 from infra.local.processes import free_ports
 from serve_app.api import build_api
 from serve_app.bodies import USUAL, Limits
+from serve_app.door import Door
 from serve_app.journal import Journal
 from serve_app.lanes import Lane
 from serve_app.live_version import LiveVersion
@@ -57,10 +58,10 @@ class Board(Switchboard):
 
 
 @contextmanager
-def served(board: Switchboard, limits: Limits = USUAL) -> Iterator[str]:
+def served(board: Switchboard, limits: Limits = USUAL, door: Door | None = None) -> Iterator[str]:
     """Serve the API of a board over HTTP on a free port; a `Board` has a candidate 2 where it knows one."""
     (port,) = free_ports(1)
-    api = build_api(board, trust_event_time=True, limits=limits)
+    api = build_api(board, door or Door(list, open_without_key=True), trust_event_time=True, limits=limits)
     server = uvicorn.Server(uvicorn.Config(api, host="127.0.0.1", port=port, log_level="error"))
     thread = threading.Thread(target=server.run)
     if isinstance(board, Board):
