@@ -104,9 +104,7 @@ def _recipe(storage: Storage, policy: ModelPolicy) -> candidate.Recipe:
     return candidate.Recipe(split, policy.training.model_type, "classification", (("random_state", 0),))
 
 
-def _register(
-    storage: Storage, registry: Registry, recipe: candidate.Recipe, name: str, policy: ModelPolicy
-) -> str:
+def _register(storage: Storage, registry: Registry, recipe: candidate.Recipe, name: str, policy: ModelPolicy) -> str:
     candidate.fit(storage, recipe)
     _, verdict = candidate.evaluate(
         storage, recipe, policy=policy.gate, champion=None, champion_name="the training mean"
@@ -119,9 +117,7 @@ def _register(
         run_id = tracker.run_id or ""
         parts = candidate.assemble(storage, recipe, Path(path) / "version", lineage={"run": run_id})
         write_mlmodel(parts.path, parts.pipeline, parts.input_example)
-        return registry.register(
-            name, parts.path, run_id=run_id, candidate=recipe.candidate_id, gate="passed"
-        ).version
+        return registry.register(name, parts.path, run_id=run_id, candidate=recipe.candidate_id, gate="passed").version
 
 
 def _served(name: str, parts: VersionFolder, rows: pd.DataFrame, folder: Path) -> Served:
