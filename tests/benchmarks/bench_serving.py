@@ -89,7 +89,7 @@ def _measure_peer(peer: Peer, served: Served, folder: Path) -> Loads:
     with started(peer, served, own) as url:
         check(peer.name, partial(ask, peer, url), served)
         bodies = write_bodies(own / "bodies", [peer.body([record]) for record in served.records])
-        return _levels(peer.name, url, peer.path, bodies, LEVELS)
+        return _levels(peer.name, url, peer.path, bodies, LEVELS, idle=lambda: ask(peer, url, served.records[:1]))
 
 
 def _measure_mlflow_batches(served: Served, folder: Path) -> Load:
@@ -106,11 +106,23 @@ def _batches(served: Served, form: Callable[[Sequence[dict[str, Any]]], Any]) ->
     return [form([served.records[i] for i in order]) for order in shuffled]
 
 
-def _levels(name: str, url: str, path: str, bodies: Path, levels: Sequence[int], key: str | None = None) -> Loads:
-    """Warm a server at the most connections, then measure it at each number of them."""
+def _levels(
+    name: str,
+    url: str,
+    path: str,
+    bodies: Path,
+    levels: Sequence[int],
+    key: str | None = None,
+    idle: Callable[[], Any] = lambda: None,
+) -> Loads:
+    """Warm a server at the most connections, then measure it at each number of them.
+
+    `idle` returns once an answer came: some go on with requests whose caller has left.
+    """
     measure(url, path, bodies, levels[0], WARM, key)
     found = {}
     for level in levels:
+        idle()
         found[level] = measure(url, path, bodies, level, SECONDS, key)
         print(f"{name:<22} {level:>3} connections: {found[level].told()}", flush=True)
     return found

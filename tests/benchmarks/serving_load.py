@@ -60,6 +60,8 @@ def measure(url: str, path: str, bodies: Path, connections: int, seconds: float,
     if answer.returncode != 0:
         raise RuntimeError(f"wrk failed: {answer.stderr or answer.stdout}")
     told = json.loads(answer.stdout.strip().splitlines()[-1])
+    if told["requests"] == 0:
+        raise RuntimeError(f"{url}{path} answered no request in {seconds:g} s at {connections} connections")
     return Load(
         per_second=told["requests"] / told["seconds"],
         p50=told["p50"] * 1000,
