@@ -1,0 +1,180 @@
+"""How fast we serve, beside the products that people serve with: the same pipeline, machine, rows and load.
+
+Each server is started, asked whether it answers as the pipeline does, warmed, measured alone and stopped. Ours runs
+with everything switched on, before and after all others (the mean counts, because the machine's speed wanders), and
+each time with profile and log off too. `BENCH_SECONDS=2` tries it out; figures count at 10.
+"""
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.benchmarks.harness import Report
+from tests.benchmarks.serving_load import Load, mean, measure, need_wrk, write_bodies
+from tests.benchmarks.serving_ours import Ours, columns, one_row
+from tests.benchmarks.serving_peers import MLFLOW, PEERS, Peer, ask, check, split_frame, started
+from tests.benchmarks.serving_venvs import venv_of
+from tests.benchmarks.serving_work import MODELS, Served
+
+SECONDS = float(os.environ.get("BENCH_SECONDS", "10"))
+WARM = min(3.0, SECONDS)
+LEVELS = (64, 16, 1)
+BATCH_CONNECTIONS = 2
+_BATCH = 1000
+
+Loads = dict[int, Load]
+
+
+def run() -> bool:
+    """Measure and report."""
+    need_wrk()
+    for product in ("bentoml", "mlserver"):
+        venv_of(product)
+    with tempfile.TemporaryDirectory(prefix="forge-bench-") as name:
+        folder = Path(name)
+        ours = Ours(folder)
+        try:
+            ours.start()
+            served = ours.bring_live()
+            first = _measure_ours(ours, served, folder, turned=False)
+            ours.stop()
+            peers = {peer.name: _measure_peer(peer, served["forest"], folder) for peer in PEERS}
+            batches = {model: _measure_mlflow_batches(served[model], folder) for model in MODELS}
+            ours.start()
+            last = _measure_ours(ours, served, folder, turned=True)
+        finally:
+            ours.clean()
+    return _report([first, last], peers, batches)
+
+
+class _Ours:
+    """What one round of ours gave."""
+
+    def __init__(self) -> None:
+        self.watched: Loads = {}
+        self.unwatched: list[Load] = []
+        self.batches: dict[str, Load] = {}
+
+
+def _measure_ours(ours: Ours, served: dict[str, Served], folder: Path, *, turned: bool) -> _Ours:
+    """Measure with everything on and with profile and log off, the second time in the opposite order."""
+    found = _Ours()
+    for watching in (False, True) if turned else (True, False):
+        if not (watching and not turned):  # the stack comes up watching
+            ours.watch(watching)
+        for model in MODELS:
+            check("ours", partial(ours.ask, model), served[model])
+        if watching:
+            bodies = write_bodies(folder / "ours", [one_row([r]) for r in served["forest"].records])
+            found.watched = _levels("ours", ours.url, "/predict", bodies, LEVELS, ours.key)
+            for model in MODELS:
+                body = write_bodies(folder / "ours-batch", _batches(served[model], columns))
+                path = f"/models/{model}/predict/batch"
+                found.batches[model] = _batch(f"ours, {model}", ours.url, path, body, ours.key)
+        else:
+            bodies = write_bodies(folder / "ours", [one_row([r]) for r in served["forest"].records])
+            found.unwatched.append(
+                _levels("ours, not watching", ours.url, "/predict", bodies, LEVELS[:1], ours.key)[LEVELS[0]]
+            )
+    return found
+
+
+def _measure_peer(peer: Peer, served: Served, folder: Path) -> Loads:
+    own = folder / peer.name.replace(", ", "-").replace(" ", "-")
+    with started(peer, served, own) as url:
+        check(peer.name, partial(ask, peer, url), served)
+        bodies = write_bodies(own / "bodies", [peer.body([record]) for record in served.records])
+        return _levels(peer.name, url, peer.path, bodies, LEVELS, idle=lambda: ask(peer, url, served.records[:1]))
+
+
+def _measure_mlflow_batches(served: Served, folder: Path) -> Load:
+    own = folder / f"MLflow-{served.name}"
+    with started(MLFLOW, served, own) as url:
+        check("MLflow", partial(ask, MLFLOW, url), served)
+        bodies = write_bodies(own / "bodies", _batches(served, split_frame))
+        return _batch(f"MLflow, {served.name}", url, MLFLOW.path, bodies)
+
+
+def _batches(served: Served, form: Callable[[Sequence[dict[str, Any]]], Any]) -> list[Any]:
+    """Return four bodies of 1000 rows, each in another order."""
+    shuffled = [np.random.default_rng(n).permutation(len(served.records))[:_BATCH] for n in range(4)]
+    return [form([served.records[i] for i in order]) for order in shuffled]
+
+
+def _levels(
+    name: str,
+    url: str,
+    path: str,
+    bodies: Path,
+    levels: Sequence[int],
+    key: str | None = None,
+    idle: Callable[[], Any] = lambda: None,
+) -> Loads:
+    """Warm a server at the most connections, then measure it at each number of them.
+
+    `idle` returns once an answer came: some go on with requests whose caller has left.
+    """
+    measure(url, path, bodies, levels[0], WARM, key)
+    found = {}
+    for level in levels:
+        idle()
+        found[level] = measure(url, path, bodies, level, SECONDS, key)
+        print(f"{name:<22} {level:>3} connections: {found[level].told()}", flush=True)
+    return found
+
+
+def _batch(name: str, url: str, path: str, bodies: Path, key: str | None = None) -> Load:
+    measure(url, path, bodies, BATCH_CONNECTIONS, min(WARM, 2.0), key)
+    found = measure(url, path, bodies, BATCH_CONNECTIONS, SECONDS / 2, key)
+    print(f"{name:<22} batches of {_BATCH}: {found.told()}", flush=True)
+    return found
+
+
+def _report(rounds: Sequence[_Ours], peers: dict[str, Loads], batches: dict[str, Load]) -> bool:
+    report = Report("serving")
+    most = LEVELS[0]
+    ours = {level: mean([found.watched[level] for found in rounds]) for level in LEVELS}
+    unwatched = mean([load for found in rounds for load in found.unwatched])
+    for name, loads in {"ours": ours, "ours, not watching": {most: unwatched}, **peers}.items():
+        report.add(f"{name}: requests/s", loads[most].per_second)
+        report.add(f"{name}: p99, ms", loads[most].p99)
+        if 1 in loads:
+            report.add(f"{name}: p50 at 1 connection, ms", loads[1].p50)
+    for peer in PEERS:
+        rate = ours[most].per_second / peers[peer.name][most].per_second
+        tail = ours[most].p99 / peers[peer.name][most].p99
+        at_least, at_most = _LIMITS[peer.form]
+        report.add(f"requests/s, ours / {peer.name}", rate, at_least=at_least)
+        report.add(f"p99, ours / {peer.name}", tail, at_most=at_most)
+    report.add("requests/s, ours / not watching", ours[most].per_second / unwatched.per_second, at_least=0.92)
+    quickest = min(peers[peer.name][1].p50 for peer in PEERS if peer.form == "documentation")
+    report.add("p50 at 1 connection, ours / best as documented", ours[1].p50 / quickest, at_most=0.25)
+    for model, at_least in {"forest": 1.5, "logistic": 5.0}.items():
+        rate = mean([found.batches[model] for found in rounds]).per_second
+        report.add(f"{model}, batches of {_BATCH}: ours, rows/s", rate * _BATCH)
+        report.add(f"{model}, batches of {_BATCH}: MLflow, rows/s", batches[model].per_second * _BATCH)
+        report.add(
+            f"{model}, batches of {_BATCH}: rows/s, ours / MLflow", rate / batches[model].per_second, at_least=at_least
+        )
+    failed = [load.errors for found in rounds for load in (*found.watched.values(), *found.unwatched)]
+    failed += [load.errors for found in rounds for load in found.batches.values()]
+    report.add("requests of ours that failed", sum(failed), at_most=0)
+    others = [load.errors for loads in peers.values() for load in loads.values()]
+    report.add("requests of the others that failed", sum(others) + sum(load.errors for load in batches.values()))
+    return report.finish()
+
+
+# Requests/s of ours to theirs at least, p99 at most, at 64 connections.
+_LIMITS: dict[str, tuple[float, float | None]] = {
+    "documentation": (40.0, 1 / 20),
+    "tuned": (3.5, 1 / 3),
+    "limit": (0.45, None),
+}
+
+if __name__ == "__main__":
+    run()
