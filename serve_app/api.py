@@ -1,6 +1,8 @@
 """The HTTP routes. They translate and delegate; what happens is in `router.Switchboard`."""
 
 import logging
+import time
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,6 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from forge_core.errors import ForgeError, ServiceUnavailable
+from forge_core.monitoring.metrics import REQUEST_SECONDS, REQUESTS
 from serve_app.bodies import USUAL, Limits, many_rows, not_the_form, one_row, parsed, read_json
 from serve_app.protocol import FEEDBACK, LABEL, json_reply, problem, problem_of
 from serve_app.router import Switchboard
@@ -20,6 +23,8 @@ logger = logging.getLogger(__name__)
 # What Serve raises while a replica is busy or comes back.
 _PASSING = {"BackPressureError", "DeploymentUnavailableError", "RayActorError", "ActorDiedError"}
 _LONGEST_NAME = 128
+
+Handler = Callable[[Request], Awaitable[Response]]
 
 
 def build_api(board: Switchboard, *, trust_event_time: bool, limits: Limits = USUAL) -> Starlette:
@@ -33,21 +38,26 @@ def build_api(board: Switchboard, *, trust_event_time: bool, limits: Limits = US
         What one request may cost.
     """
     routes = _Routes(board, trust_event_time, limits)
+
+    def route(path: str, handler: Handler, method: str = "GET") -> Route:
+        return Route(path, routes.counted(path, handler), methods=[method])
+
     return Starlette(
         routes=[
-            Route("/predict", routes.predict, methods=["POST"]),
-            Route("/predict/batch", routes.predict_batch, methods=["POST"]),
-            Route("/feedback", routes.feedback, methods=["POST"]),
-            Route("/health", routes.health),
-            Route("/health/ready", routes.ready),
-            Route("/model/info", routes.model_info),
-            Route("/monitoring", routes.monitoring),
-            Route("/models/{model}", routes.model_info),
-            Route("/models/{model}/predict", routes.predict, methods=["POST"]),
-            Route("/models/{model}/predict/batch", routes.predict_batch, methods=["POST"]),
-            Route("/models/{model}/feedback", routes.feedback, methods=["POST"]),
+            route("/predict", routes.predict, "POST"),
+            route("/predict/batch", routes.predict_batch, "POST"),
+            route("/feedback", routes.feedback, "POST"),
+            route("/health", routes.health),
+            route("/health/ready", routes.ready),
+            route("/model/info", routes.model_info),
+            route("/monitoring", routes.monitoring),
+            route("/metrics", routes.metrics),
+            route("/models/{model}", routes.model_info),
+            route("/models/{model}/predict", routes.predict, "POST"),
+            route("/models/{model}/predict/batch", routes.predict_batch, "POST"),
+            route("/models/{model}/feedback", routes.feedback, "POST"),
         ],
-        exception_handlers={ForgeError: _ours, HTTPException: _http_error, Exception: _unexpected},
+        exception_handlers={HTTPException: _http_error},
     )
 
 
@@ -56,6 +66,24 @@ class _Routes:
 
     def __init__(self, board: Switchboard, trust_event_time: bool, limits: Limits) -> None:
         self.board, self.trust_event_time, self.limits = board, trust_event_time, limits
+
+    def counted(self, path: str, handler: Handler) -> Handler:
+        """Return the handler with its answers counted and timed, and its errors as problem documents."""
+        counting, timed = self.board.counting, (path,)
+
+        async def answer(request: Request) -> Response:
+            started = time.perf_counter()
+            try:
+                response = await handler(request)
+            except ForgeError as error:
+                response = problem_of(error)
+            except Exception as error:
+                response = _unexpected(request, error)
+            counting.count(REQUESTS, (path, str(response.status_code)))
+            counting.observe(REQUEST_SECONDS, timed, time.perf_counter() - started)
+            return response
+
+        return answer
 
     async def predict(self, request: Request) -> Response:
         """Answer one row."""
@@ -100,6 +128,10 @@ class _Routes:
             raise not_the_form("flush", "expected true or false")
         return json_reply(await self.board.monitoring(flush in ("true", "1")))
 
+    async def metrics(self, request: Request) -> Response:
+        """Give Prometheus the counts of all routers."""
+        return Response(await self.board.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
     def _moment(self, request: Request) -> datetime | None:
         told = _header(request, "x-forge-event-time") if self.trust_event_time else None
         if told is None:
@@ -126,16 +158,12 @@ def _header(request: Request, name: str) -> str | None:
     return value
 
 
-async def _ours(request: Request, error: Any) -> Response:
-    return problem_of(error)
-
-
 async def _http_error(request: Request, error: Any) -> Response:
     detail = f"{request.method} {request.url.path[:200]}: {error.detail}"
     return problem(error.status_code, str(error.detail), detail, headers=error.headers)
 
 
-async def _unexpected(request: Request, error: Exception) -> Response:
+def _unexpected(request: Request, error: Exception) -> Response:
     if type(error).__name__ in _PASSING:
         return problem_of(ServiceUnavailable("the variant is busy or restarting; retry in a few seconds"))
     logger.exception("request failed path=%s", request.url.path, exc_info=error)

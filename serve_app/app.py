@@ -37,6 +37,7 @@ class Router:
 
     def __init__(self, arguments: Arguments) -> None:
         self.board = Switchboard(arguments.storage_url, arguments.default_model)
+        self.board.counting.start()
         self.trust_event_time = arguments.profile == "local"
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:

@@ -6,6 +6,9 @@ from typing import Any
 
 from ray import serve
 
+from forge_core.monitoring.metrics import DROPPED
+from serve_app.counting import Counting
+
 logger = logging.getLogger(__name__)
 
 Row = tuple[Any, ...]
@@ -18,12 +21,14 @@ class Journal:
 
     Parameters
     ----------
+    counting : Counting
+        Where dropped rows are counted.
     max_rows : int
         Rows that wait at most; more are dropped and counted.
     """
 
-    def __init__(self, max_rows: int = 50_000) -> None:
-        self.max_rows = max_rows
+    def __init__(self, counting: Counting, max_rows: int = 50_000) -> None:
+        self.counting, self.max_rows = counting, max_rows
         self.rows: dict[tuple[str, str, float], list[Row]] = {}
         self.waiting = self.dropped = 0
         self._shipping: asyncio.Task[None] | None = None
@@ -31,12 +36,16 @@ class Journal:
     def add(self, model: str, version: str, window_hours: float, rows: list[Row]) -> None:
         """Keep rows for the next shipment, or drop and count them when the buffer is full."""
         if self.waiting + len(rows) > self.max_rows:
-            self.dropped += len(rows)
+            self._drop(len(rows), "router")
             return
         self.rows.setdefault((model, version, window_hours), []).extend(rows)
         self.waiting += len(rows)
         if self._shipping is None or self._shipping.done():
             self._shipping = asyncio.ensure_future(self._ship())
+
+    def _drop(self, n_rows: int, at: str) -> None:
+        self.dropped += n_rows
+        self.counting.count(DROPPED, (at,), n_rows)
 
     async def settle(self) -> None:
         """Return when all that was added has left."""
@@ -55,7 +64,7 @@ class Journal:
         try:
             await serve.get_app_handle("profiler").log.remote(model, version, hours, rows)
         except Exception:
-            self.dropped += len(rows)
+            self._drop(len(rows), "profiler")
             logger.exception("profiler did not take rows model=%s rows=%d", model, len(rows))
         finally:
             self.waiting -= len(rows)

@@ -102,10 +102,8 @@ class Profiler:
         reference, features = self._reference(model, version)
         frame = pd.DataFrame(rows, columns=[*LOG_COLUMNS, *features])
         windows = WindowStore(self.storage, model)
-        starts = frame["event_time"].map(lambda moment: window_start(moment.to_pydatetime(), window_hours))
-        for start, part in frame.groupby(starts, sort=True):
+        starts = {moment: window_start(moment, window_hours) for moment in {row[1] for row in rows}}
+        for start, part in frame.groupby([starts[row[1]] for row in rows], sort=True):
             watched = part[[*features, "probability"]].reset_index(drop=True)
-            windows.write_part(
-                version, start.to_pydatetime(), reference.grid.count(watched), profile_frame(watched), len(part)
-            )
+            windows.write_part(version, start, reference.grid.count(watched), profile_frame(watched), len(part))
         PredictionLog(self.storage, model).append(frame)

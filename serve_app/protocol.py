@@ -45,6 +45,10 @@ STATUS: dict[type[BaseException], tuple[int, str]] = {
 }
 
 
+# So many faults of one request are told.
+_SHOWN = 100
+
+
 class Label(BaseModel):
     """What really happened after one prediction."""
 
@@ -89,5 +93,5 @@ def problem_of(error: ForgeError) -> Response:
     """Return the problem document of one of our errors."""
     status, title = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
     names = {"faults": "errors", "held": "held"}
-    members = {name: error.context[key] for key, name in names.items() if key in error.context}
+    members = {name: error.context[key][:_SHOWN] for key, name in names.items() if key in error.context}
     return problem(status, title, str(error), **members)

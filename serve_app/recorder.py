@@ -1,9 +1,10 @@
-"""Commits feedback to the ledger in groups: one transaction for all that arrived while the last one ran."""
+"""What there is once for all routers: the writer of feedback, in groups, and the sum of all their metrics."""
 
 import asyncio
 from datetime import datetime
 
 from forge_core.ledger import Feedback, Ledger
+from forge_core.monitoring.metrics import LABELS, Tally, exposition
 
 Rows = list[tuple[str, float, datetime]]
 
@@ -13,6 +14,7 @@ class Recorder:
 
     def __init__(self, ledger_url: str) -> None:
         self.ledger = Ledger(ledger_url)
+        self._total = Tally()
         self._waiting: list[tuple[str, Rows, asyncio.Future[None]]] = []
         self._running: asyncio.Task[None] | None = None
 
@@ -23,7 +25,16 @@ class Recorder:
         if self._running is None or self._running.done():
             self._running = asyncio.ensure_future(self._drain())
         await done
+        self._total.count(LABELS, (model,), len(rows))
         return len(rows)
+
+    async def gather(self, tally: Tally) -> None:
+        """Add what a router counted since its last call."""
+        self._total.add(tally)
+
+    async def metrics(self) -> bytes:
+        """Return all counts since this process began, in Prometheus' text format."""
+        return exposition(self._total)
 
     async def _drain(self) -> None:
         while self._waiting:

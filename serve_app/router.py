@@ -11,8 +11,10 @@ from typing import Any
 from ray import serve
 
 from forge_core import __version__
-from forge_core.errors import ModelNotFound, ServiceUnavailable
+from forge_core.errors import ModelNotFound, SchemaViolation, ServiceUnavailable
+from forge_core.monitoring.metrics import PREDICTION_SECONDS, PREDICTIONS, REFUSED
 from forge_core.storage import Storage
+from serve_app.counting import Counting
 from serve_app.journal import Journal
 from serve_app.live_version import LiveVersion, answer, load_live_version, watched
 
@@ -41,7 +43,8 @@ class Switchboard:
         self.held: dict[str, dict[str, LiveVersion]] = {}
         self.windows: Mapping[str, float | None] = {}
         self._routing = asyncio.Lock()
-        self.journal = Journal()
+        self.counting = Counting()
+        self.journal = Journal(self.counting)
 
     async def route(
         self, table: Mapping[str, Mapping[str, str]], windows: Mapping[str, float | None] | None = None
@@ -137,11 +140,14 @@ class Switchboard:
         """
         started = time.perf_counter()
         live = self.version_of(model, version)
-        rows = live.contract.check_rows(records)
+        rows = self._checked(live, records)
         ids = request_ids if request_ids is not None else [_uuid7() for _ in rows]
         scores = await self._scores(live, rows)
-        elapsed = round((time.perf_counter() - started) * 1000, 3)
+        elapsed = time.perf_counter() - started
         answers = [answer(live, score) for score in scores]
+        labels = (live.model, live.version, "champion" if version is None else "asked")
+        self.counting.count(PREDICTIONS, labels, len(rows))
+        self.counting.observe(PREDICTION_SECONDS, labels, elapsed)
         hours = self.windows.get(live.model, _WINDOW_HOURS)
         if version is None and hours is not None:
             received = datetime.now(UTC)
@@ -160,12 +166,20 @@ class Switchboard:
                 "prediction": prediction,
                 "prediction_probability": probability,
                 "model_version": live.version,
-                "processing_time_ms": elapsed,
+                "processing_time_ms": round(elapsed * 1000, 3),
                 "model": live.model,
                 "request_id": request_id,
             }
             for request_id, (prediction, probability) in zip(ids, answers, strict=True)
         ]
+
+    def _checked(self, live: LiveVersion, records: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
+        try:
+            return live.contract.check_rows(records)
+        except SchemaViolation as error:
+            n_rows = len({fault.get("row") for fault in error.context["faults"]})
+            self.counting.count(REFUSED, (live.model, live.version), n_rows)
+            raise
 
     async def _scores(self, live: LiveVersion, rows: list[tuple[Any, ...]]) -> Sequence[Any]:
         try:
@@ -182,6 +196,11 @@ class Switchboard:
         moment = event_time or datetime.now(UTC)
         rows = [(request_id, label, moment) for request_id, label in labels]
         return await serve.get_app_handle("recorder").record.remote(name, rows)
+
+    async def metrics(self) -> bytes:
+        """Return the metrics of all routers in Prometheus' text format."""
+        await self.counting.hand_over()
+        return await serve.get_app_handle("recorder").metrics.remote()
 
     async def monitoring(self, flush: bool) -> dict[str, Any]:
         """Return how many served rows were profiled and logged, waiting or dropped."""

@@ -112,7 +112,7 @@ def check_fields(rules: Sequence[FieldRule], features: Mapping[str, Any]) -> dic
             faults.append({"field": name, "reason": reason})
     if found != len(features):
         known = {rule.name for rule in rules}
-        faults += [{"field": str(f), "reason": "is no feature of this model"} for f in features if f not in known]
+        faults += [{"field": str(f)[:80], "reason": "is no feature of this model"} for f in features if f not in known]
     if faults:
         told = "; ".join(f"{f['field']}: {f['reason']}" for f in faults[:5])
         raise SchemaViolation(

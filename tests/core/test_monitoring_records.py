@@ -38,6 +38,23 @@ def test_a_profile_describes_every_column_and_leaves_times_out() -> None:
     assert dict(table.loc["kind", "top"]) == {"x": 250, "y": 250}
 
 
+def test_a_profile_says_what_whylogs_own_tracking_says() -> None:
+    from whylogs.core import DatasetProfile, DatasetProfileView
+
+    from forge_core.monitoring.profiles import _schema
+
+    frame = pd.DataFrame(
+        {"x": [1.5, np.nan, np.inf, -2.0], "n": [1, 2, 2, 3], "t": ["a", None, "b", "a"], "none": [np.nan] * 4}
+    )
+    theirs = DatasetProfile(schema=_schema())
+    theirs.track(pandas=frame)
+    pd.testing.assert_frame_equal(describe_profile(profile_frame(frame)), describe_profile(theirs.view().serialize()))
+    ours, plain = (
+        DatasetProfileView.deserialize(blob).to_pandas() for blob in (profile_frame(frame), theirs.view().serialize())
+    )
+    pd.testing.assert_frame_equal(ours, plain)
+
+
 def test_merged_profiles_describe_all_rows() -> None:
     a, b = features(400, 1), features(600, 2)
     merged = describe_profile(

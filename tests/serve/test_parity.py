@@ -1,40 +1,22 @@
 """The router's table with a candidate, and the replay through real HTTP; the variants' scores are given in place."""
 
 import asyncio
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 import numpy as np
 import pandas as pd
-import pandera.pandas as pa
 import pytest
-import uvicorn
 
 from forge_core.data.contracts import Contract
 from forge_core.deployment.parity import check_parity
 from forge_core.deployment.replay_rows import ReplayRows
 from forge_core.deployment.served_path import ServedPath
 from forge_core.errors import ModelError, ModelNotFound, ServiceUnavailable
-from infra.local.processes import free_ports
-from serve_app.api import build_api
-from serve_app.journal import Journal
-from serve_app.lanes import Lane
-from serve_app.live_version import LiveVersion
-from serve_app.router import Switchboard
+from tests.serve.boards import CONTRACT, Board, Scores, rising, served
 
-CONTRACT = Contract(pa.DataFrameSchema({"x": pa.Column("float64", pa.Check.le(400)), "town": pa.Column("str")}))
 ROWS = pd.DataFrame({"x": np.arange(300.0), "town": ["Oslo", "Bergen", "Bodø"] * 100})
-
-Scores = Callable[[list[float]], list[float]]
-
-
-def rising(values: list[float]) -> list[float]:
-    return [(value + 1) / 602 for value in values]
 
 
 class Pipeline:
@@ -56,33 +38,6 @@ class Folder:
     contract: Contract = CONTRACT
     task: str = "classification"
     classes: tuple[int, ...] = (0, 1)
-
-
-class StillJournal(Journal):
-    """Keeps what would be shipped."""
-
-    async def _ship(self) -> None:
-        return
-
-
-class Board(Switchboard):
-    """A switchboard whose versions are loaded from `known`; what would be shipped stays."""
-
-    def __init__(self, known: dict[str, Scores]) -> None:
-        super().__init__("memory://none", "m")
-        self.journal = StillJournal()
-        self.known, self.loads = known, list[str]()
-
-    def _load(self, model: str, version: str) -> LiveVersion:
-        self.loads.append(version)
-        scores = self.known[version]
-
-        async def send(rows: list[Any]) -> Sequence[float]:
-            await asyncio.sleep(0.002)
-            return scores([row[0] for row in rows])
-
-        columns = CONTRACT.feature_columns
-        return LiveVersion(model, version, CONTRACT, columns, "classification", [0, 1], {}, {}, Lane(send))
 
 
 ROW = {"x": 1.0, "town": "Oslo"}
@@ -137,25 +92,6 @@ def test_only_rows_of_the_live_path_are_journalled() -> None:
         assert board.journal.waiting == 2 and list(board.journal.rows) == [("m", "1", 24.0)]
 
     asyncio.run(play())
-
-
-@contextmanager
-def served(board: Board) -> Iterator[str]:
-    """Serve the API of a board, which has a candidate 2, over HTTP on a free port."""
-    (port,) = free_ports(1)
-    server = uvicorn.Server(
-        uvicorn.Config(build_api(board, trust_event_time=True), host="127.0.0.1", port=port, log_level="error")
-    )
-    thread = threading.Thread(target=server.run)
-    asyncio.run(board.route({"m": {"champion": "1", "candidate": "2"}}))
-    thread.start()
-    try:
-        while not server.started:
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 def replay(candidate: Scores, rows: pd.DataFrame = ROWS) -> Any:

@@ -1,0 +1,74 @@
+"""A switchboard over a small contract whose variants score in place, and its API served over real HTTP."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pandera.pandas as pa
+import uvicorn
+
+from forge_core.data.contracts import Contract
+from infra.local.processes import free_ports
+from serve_app.api import build_api
+from serve_app.bodies import USUAL, Limits
+from serve_app.journal import Journal
+from serve_app.lanes import Lane
+from serve_app.live_version import LiveVersion
+from serve_app.router import Switchboard
+
+CONTRACT = Contract(pa.DataFrameSchema({"x": pa.Column("float64", pa.Check.le(400)), "town": pa.Column("str")}))
+
+Scores = Callable[[list[float]], list[float]]
+
+
+def rising(values: list[float]) -> list[float]:
+    """Return a score that tells which row it belongs to."""
+    return [(value + 1) / 602 for value in values]
+
+
+class StillJournal(Journal):
+    """Keeps what would be shipped."""
+
+    async def _ship(self) -> None:
+        return
+
+
+class Board(Switchboard):
+    """A switchboard whose versions are loaded from `known`; what would be shipped stays."""
+
+    def __init__(self, known: dict[str, Scores], *, seconds: float = 0.002, **options: Any) -> None:
+        super().__init__("memory://none", "m", **options)
+        self.journal = StillJournal(self.counting)
+        self.known, self.seconds, self.loads = known, seconds, list[str]()
+
+    def _load(self, model: str, version: str) -> LiveVersion:
+        self.loads.append(version)
+        scores = self.known[version]
+
+        async def send(rows: list[Any]) -> Sequence[float]:
+            await asyncio.sleep(self.seconds)
+            return scores([row[0] for row in rows])
+
+        columns = CONTRACT.feature_columns
+        return LiveVersion(model, version, CONTRACT, columns, "classification", [0, 1], {}, {}, Lane(send))
+
+
+@contextmanager
+def served(board: Board, limits: Limits = USUAL) -> Iterator[str]:
+    """Serve the API of a board, which has a candidate 2 where it knows one, over HTTP on a free port."""
+    (port,) = free_ports(1)
+    api = build_api(board, trust_event_time=True, limits=limits)
+    server = uvicorn.Server(uvicorn.Config(api, host="127.0.0.1", port=port, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    asyncio.run(board.route({"m": {"champion": "1", **({"candidate": "2"} if "2" in board.known else {})}}))
+    thread.start()
+    try:
+        while not server.started:
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join()
