@@ -27,7 +27,7 @@ from serve_app.tensors import (
 )
 
 # Room for ":9999" in a request id of 128 characters.
-_LONGEST_ID = 120
+LONGEST_ID = 120
 _PLATFORM = {"compiled": "onnxruntime_onnx", "native": "sklearn_skops"}
 
 
@@ -115,8 +115,8 @@ def parse_infer(
     if not isinstance(data, dict):
         raise not_the_form("", "expected an object with inputs")
     asked_id = data.get("id")
-    if asked_id is not None and not (isinstance(asked_id, str) and len(asked_id) <= _LONGEST_ID):
-        raise not_the_form("id", f"expected text of at most {_LONGEST_ID} characters")
+    if asked_id is not None and not (isinstance(asked_id, str) and len(asked_id) <= LONGEST_ID):
+        raise not_the_form("id", f"expected text of at most {LONGEST_ID} characters")
     parameters = parameters_of(data, "parameters")
     tensors = checked_tensors(data.get("inputs"))
     raws = raw_parts(tensors, b"" if header_length is None else body[header_length:])

@@ -1,7 +1,7 @@
 """The routes of the Open Inference Protocol V2; what happens is in `router.Switchboard`."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Any
 
@@ -17,13 +17,20 @@ from serve_app.router import Switchboard
 # Raises where the caller of a request lacks the scope; may be a coroutine function.
 Admit = Callable[[Request, str], Any]
 Moment = Callable[[Request], datetime | None]
+Handler = Callable[[Request], Awaitable[Response]]
+Counted = Callable[[str, Handler], Handler]
 
 _JSON_LENGTH = "Inference-Header-Content-Length"
 _OCTETS = "application/octet-stream"
 
 
 def v2_routes(
-    board: Switchboard, admit: Admit, *, moment: Moment = lambda request: None, limits: Limits = USUAL
+    board: Switchboard,
+    admit: Admit,
+    *,
+    counted: Counted = lambda path, handler: handler,
+    moment: Moment = lambda request: None,
+    limits: Limits = USUAL,
 ) -> list[Route]:
     """Return the routes below `/v2`.
 
@@ -31,20 +38,32 @@ def v2_routes(
     ----------
     admit : callable
         Called with the request and the scope "predict" before anything else; not for the health routes.
+    counted : callable
+        Takes a path and its handler, and returns the handler that is to run.
     moment : callable
         The event time of a request, None for the time of receipt.
     limits : Limits
         What one request may cost.
     """
     routes = _V2Routes(board, admit, moment, limits)
-    model, version = "/v2/models/{model}", "/v2/models/{model}/versions/{version}"
+
+    def route(path: str, handler: Handler, method: str = "GET") -> Route:
+        return Route(path, counted(path, handler), methods=[method])
+
+    of_model = [
+        made
+        for path in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
+        for made in (
+            route(path, routes.model),
+            route(f"{path}/ready", routes.model_ready),
+            route(f"{path}/infer", routes.infer, "POST"),
+        )
+    ]
     return [
-        Route("/v2", routes.server),
-        Route("/v2/health/live", routes.live),
-        Route("/v2/health/ready", routes.ready),
-        *(Route(path, routes.model) for path in (model, version)),
-        *(Route(f"{path}/ready", routes.model_ready) for path in (model, version)),
-        *(Route(f"{path}/infer", routes.infer, methods=["POST"]) for path in (model, version)),
+        route("/v2", routes.server),
+        route("/v2/health/live", routes.live),
+        route("/v2/health/ready", routes.ready),
+        *of_model,
     ]
 
 
@@ -56,7 +75,7 @@ class _V2Routes:
 
     async def server(self, request: Request) -> Response:
         """Tell what this server is."""
-        await self._let_in(request)
+        await let_in(self.admit, request)
         return json_reply(server_metadata())
 
     async def live(self, request: Request) -> Response:
@@ -70,19 +89,19 @@ class _V2Routes:
 
     async def model(self, request: Request) -> Response:
         """Tell a model's inputs and outputs."""
-        await self._let_in(request)
+        await let_in(self.admit, request)
         live = self.board.version_of(*_asked(request))
         return json_reply(model_metadata(live, sorted(self.board.held.get(live.model, {}))))
 
     async def model_ready(self, request: Request) -> Response:
         """Tell that a model answers."""
-        await self._let_in(request)
+        await let_in(self.admit, request)
         live = self.board.version_of(*_asked(request))
         return json_reply({"name": live.model, "ready": True})
 
     async def infer(self, request: Request) -> Response:
         """Answer rows."""
-        await self._let_in(request)
+        await let_in(self.admit, request)
         length = _json_length(request)
         body = await read_body(request, self.limits)
         model, version = _asked(request)
@@ -94,10 +113,12 @@ class _V2Routes:
             return Response(data, media_type="application/json")
         return Response(data, media_type=_OCTETS, headers={_JSON_LENGTH: str(json_length)})
 
-    async def _let_in(self, request: Request) -> None:
-        told = self.admit(request, "predict")
-        if inspect.isawaitable(told):
-            await told
+
+async def let_in(admit: Admit, request: Request) -> None:
+    """Ask whether the caller may predict; raises what `admit` raises."""
+    told = admit(request, "predict")
+    if inspect.isawaitable(told):
+        await told
 
 
 def _asked(request: Request) -> tuple[str, str | None]:

@@ -98,7 +98,8 @@ def train(home: Path, rows: pd.DataFrame, contract: Contract, model_type: str, t
     settings = {"max_iter": 10, "random_state": 0} if model_type == "gradient_boosting" else {}
     recipe = Recipe(split, model_type, task, tuple(settings.items()))
     candidate.fit(storage, recipe)
-    candidate.evaluate(storage, recipe, policy=GatePolicy(), champion=None, champion_name="the training mean")
+    policy = GatePolicy(metric="rmse" if task == "regression" else "log_loss")
+    candidate.evaluate(storage, recipe, policy=policy, champion=None, champion_name="the training mean")
     candidate.compile_candidate(storage, recipe, tolerance=1e-4)
     return candidate.assemble(storage, recipe, home / "version", lineage={"reason": "test"})
 
