@@ -62,7 +62,8 @@ def prediction_schema(live: LiveVersion | None) -> Schema:
     prediction: Schema = {}
     probability: Schema = {"type": ["number", "null"]}
     if live is not None and live.task == "regression":
-        prediction, probability = NUMBER, {"type": "null"}
+        told = "null where the features are so large that the model's number is infinite"
+        prediction, probability = {"type": ["number", "null"], "description": told}, {"type": "null"}
     elif live is not None:
         prediction = {"enum": live.classes}
         probability = {"type": "number", "minimum": 0, "maximum": 1, "description": "Of the predicted class."}

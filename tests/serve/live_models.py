@@ -134,6 +134,11 @@ class BoardInProcess(Switchboard):
         moment = event_time or datetime.now().astimezone()
         return await self.recorder.record(self.version_of(model).model, [(i, label, moment) for i, label in labels])
 
+    async def metrics(self) -> bytes:
+        """Return the metrics of this board, by way of its recorder."""
+        await self.recorder.gather(self.counting.take())
+        return await self.recorder.metrics()
+
     async def monitoring(self, flush: bool) -> dict[str, Any]:
         """Return the counts of a board that nobody watches."""
         return {"waiting_in_router": self.journal.waiting, "dropped_by_router": self.journal.dropped}
