@@ -9,6 +9,7 @@ from ray import serve
 from forge_core.data.contracts import Contract
 from forge_core.deployment.mirror import mirrored_version
 from forge_core.deployment.routing_table import variant_name
+from forge_core.models.version import VersionFolder
 from forge_core.statistics.quality import Task
 from forge_core.storage import Storage
 from serve_app.lanes import Lane
@@ -31,26 +32,31 @@ class LiveVersion:
 
 def load_live_version(storage: Storage, model: str, version: str) -> LiveVersion:
     """Return a mirrored version with a lane to its Serve application."""
-    with mirrored_version(storage, model, version) as folder:
-        contract, example = folder.contract, folder.input_example
-        info = {
-            "name": model,
-            "version": version,
-            "task": folder.task,
-            "features": {c: contract.kinds[c] for c in contract.feature_columns},
-            "serves": folder.compiled,
-            "metrics": {name: m.to_dict() for name, m in folder.evaluation.metrics.items()},
-            "features_hash": folder.features_hash,
-            "lineage": folder.lineage,
-            "example": {"features": example},
-        }
-        task, classes = folder.task, folder.classes or []
     handle = serve.get_app_handle(variant_name(model, version))
 
     async def send(rows: list[Any]) -> Sequence[Any]:
         return await handle.score.remote(rows)
 
-    return LiveVersion(model, version, contract, contract.feature_columns, task, classes, info, example, Lane(send))
+    with mirrored_version(storage, model, version) as folder:
+        return live_version(folder, model, version, Lane(send))
+
+
+def live_version(folder: VersionFolder, model: str, version: str, lane: Lane) -> LiveVersion:
+    """Return what a version's folder says of it, with a lane to whatever scores its rows."""
+    contract, example = folder.contract, folder.input_example
+    info = {
+        "name": model,
+        "version": version,
+        "task": folder.task,
+        "features": {c: contract.kinds[c] for c in contract.feature_columns},
+        "serves": folder.compiled,
+        "metrics": {name: m.to_dict() for name, m in folder.evaluation.metrics.items()},
+        "features_hash": folder.features_hash,
+        "lineage": folder.lineage,
+        "example": {"features": example},
+    }
+    columns, classes = contract.feature_columns, folder.classes or []
+    return LiveVersion(model, version, contract, columns, folder.task, classes, info, example, lane)
 
 
 def answer(live: LiveVersion, score: float | list[float]) -> tuple[Any, float | None]:

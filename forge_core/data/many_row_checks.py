@@ -96,6 +96,6 @@ def _numbers(rule: FieldRule, values: list[Any], found: set[type]) -> list[Any] 
 def _times(values: list[Any]) -> list[Any] | None:
     try:
         moments = [datetime.fromisoformat(v) if v is not None else None for v in values]
-    except (ValueError, TypeError):
+        return [m if m is None else m.replace(tzinfo=UTC) if m.tzinfo is None else m.astimezone(UTC) for m in moments]
+    except (ValueError, TypeError, OverflowError):
         return None
-    return [m if m is None else m.replace(tzinfo=UTC) if m.tzinfo is None else m.astimezone(UTC) for m in moments]

@@ -171,7 +171,10 @@ def _other(value: Any, kind: Kind) -> tuple[Any, str | None]:
             return value, f"expected an ISO 8601 time, found {value[:40]!r}"
     if not isinstance(value, datetime):
         return value, f"expected an ISO 8601 time, found {_name(value)}"
-    return (value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)), None
+    try:
+        return (value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)), None
+    except OverflowError:  # the first or the last day of the calendar, in another zone
+        return value, "expected an ISO 8601 time that exists in UTC"
 
 
 def _plain(value: Any) -> Any:

@@ -117,7 +117,7 @@ def evaluate_predictions(
 def _score_slices(slices: pd.DataFrame, y: Floats, p: Floats, measure: Metric) -> dict[str, float]:
     scored: dict[str, float] = {}
     for column in slices.columns:
-        levels = slices[column].astype("str").to_numpy()
+        levels = slices[column].astype("str").fillna("(missing)").to_numpy()
         names, counts = np.unique(levels, return_counts=True)
         if len(names) <= 20:
             for name in names[counts >= 100]:

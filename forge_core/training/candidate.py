@@ -178,7 +178,9 @@ def parity_rows(parts: DataSplit, n_rows: int = 2000) -> pd.DataFrame:
     planted = rows.copy()
     for number, column in enumerate(rows.columns):
         hit = np.arange(len(rows)) % len(rows.columns) == number
-        if pd.api.types.is_numeric_dtype(rows[column]):
+        if pd.api.types.is_datetime64_any_dtype(rows[column]):
+            planted[column] = planted[column].mask(hit)
+        elif pd.api.types.is_numeric_dtype(rows[column]):
             planted[column] = planted[column].astype(float).mask(hit)
         elif pd.api.types.is_datetime64_any_dtype(rows[column]):
             planted[column] = planted[column].mask(hit)
