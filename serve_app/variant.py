@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 from forge_core.deployment.mirror import mirrored_version
-from forge_core.models.compiled import CompiledModel, NativeModel
+from forge_core.models.crossover import fastest_form
 from forge_core.storage import Storage
 
 
@@ -20,9 +20,7 @@ class Variant:
     def __init__(self, storage_url: str, model: str, version: str) -> None:
         with mirrored_version(Storage(storage_url), model, version) as folder:
             self.columns = folder.contract.feature_columns
-            self.model: CompiledModel | NativeModel = (
-                CompiledModel(folder.onnx) if folder.onnx else NativeModel(folder.pipeline, self.columns)
-            )
+            self.model = fastest_form(folder)
             example = folder.contract.check_row(folder.input_example)
         for _ in range(3):
             self._score([tuple(example[c] for c in self.columns)])

@@ -38,7 +38,7 @@ def learn_column(values: pd.Series, kind: InputKind, max_one_hot: int, max_level
         levels = [level for _, level in known]
         shares = as_floats([-n / len(values) for n, _ in known])
         return {"name": name, "kind": kind, "encoding": "ordinal", "levels": levels, "shares": shares}
-    numbers = _numbers(values) if kind == "number" else _parts(values)
+    numbers = number_column(values) if kind == "number" else time_columns(values)
     missing = not np.isfinite(numbers).all()
     fill = as_floats([_median(output) for output in numbers.T])
     return {"name": name, "kind": kind, "fill": fill[0] if kind == "number" else fill, "missing": missing}
@@ -55,7 +55,7 @@ def encode_column(values: pd.Series, column: dict[str, Any], out: NDArray[np.flo
             out[:, 0] = codes
             out[:, 1] = np.array([*column["shares"], 0.0], np.float32)[codes]  # code -1 meets the last entry
         return
-    numbers = _numbers(values) if column["kind"] == "number" else _parts(values)
+    numbers = number_column(values) if column["kind"] == "number" else time_columns(values)
     missing = ~np.isfinite(numbers)
     width = numbers.shape[1]
     out[:, :width] = np.where(missing, np.asarray(column["fill"], np.float32), numbers)
@@ -164,7 +164,7 @@ def _median(numbers: NDArray[np.float32]) -> float:
     return float(np.median(finite)) if len(finite) else 0.0
 
 
-def _numbers(values: pd.Series) -> NDArray[np.float32]:
+def number_column(values: pd.Series) -> NDArray[np.float32]:
     """Return a number column as float32, missing cells not finite, shape (n_rows, 1)."""
     if isinstance(values.dtype, np.dtype) and values.dtype.kind in "iufb":
         numbers = values.to_numpy()
@@ -189,7 +189,7 @@ def _read_numbers(values: pd.Series) -> NDArray[np.float64]:
         ) from error
 
 
-def _parts(values: pd.Series) -> NDArray[np.float32]:
+def time_columns(values: pd.Series) -> NDArray[np.float32]:
     """Return hour, weekday and month in UTC as float32 with NaN for missing, shape (n_rows, 3)."""
     moments = _moments(values)
     parts = np.empty((len(moments), len(PARTS)), np.float32)

@@ -106,6 +106,11 @@ class FileSource(Source):
         return self._pattern or "." not in self._given.rsplit("/", 1)[-1]
 
     @property
+    def files(self) -> list[File]:
+        """The files, in the order in which their rows come; raises as `batches` does."""
+        return self._files
+
+    @property
     def untyped(self) -> bool:
         """Whether every cell is text."""
         return SUFFIXES[self._format or self._files[0].suffix].untyped

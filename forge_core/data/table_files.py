@@ -30,13 +30,38 @@ def read_parquet(file: File, rejects: Rejects) -> Iterator[pd.DataFrame]:
         for batch in table.iter_batches(BATCH_ROWS):
             if len(batch):
                 columns = zip(names, batch.columns, strict=True)
-                yield pd.DataFrame({n: _pandas_column(array) for n, array in columns if not _is_index(n)})
+                yield pd.DataFrame({n: pandas_column(array) for n, array in columns if not _is_index(n)})
 
 
 def parquet_columns(file: File) -> list[str]:
     """Return the names of a Parquet file's columns."""
     with file.random_access() as raw, pq.ParquetFile(raw) as table:
         return [name for name in _parquet_names(table, file) if not _is_index(name)]
+
+
+def pandas_column(array: pa.Array) -> pd.Series:
+    """Return an Arrow column as pandas, with the types that `read_parquet` gives."""
+    if isinstance(array, pa.ExtensionArray):
+        array = array.storage
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    kind = array.type
+    if pa.types.is_decimal(kind) or kind == pa.float16():
+        return array.cast(pa.float64()).to_pandas()
+    if pa.types.is_date(kind):
+        return array.cast(pa.timestamp("ms")).to_pandas()
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return array.cast(pa.large_string()).to_pandas().astype("str")
+    if pa.types.is_nested(kind):
+        cells = array.to_pylist(maps_as_pydicts="lossy")
+        return pd.Series([None if cell is None else json.dumps(cell, **_COMPACT) for cell in cells], dtype="str")
+    if pa.types.is_time(kind) or pa.types.is_duration(kind):
+        return typed_column(array.to_pylist())
+    if array.null_count and kind in _NULLABLE:
+        return array.to_pandas(types_mapper=_NULLABLE.get)
+    if array.null_count and pa.types.is_boolean(kind):
+        return array.to_pandas(types_mapper={pa.bool_(): pd.BooleanDtype()}.get)
+    return pd.Series(np.full(len(array), None, object)) if pa.types.is_null(kind) else array.to_pandas()
 
 
 def read_excel(file: File, rejects: Rejects) -> Iterator[pd.DataFrame]:
@@ -72,30 +97,6 @@ def _parquet_names(table: pq.ParquetFile, file: File) -> list[str]:
 def _is_index(name: str) -> bool:
     # pandas writes an index without a name so.
     return name.startswith("__index_level_")
-
-
-def _pandas_column(array: pa.Array) -> pd.Series:
-    if isinstance(array, pa.ExtensionArray):
-        array = array.storage
-    if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
-    kind = array.type
-    if pa.types.is_decimal(kind) or kind == pa.float16():
-        return array.cast(pa.float64()).to_pandas()
-    if pa.types.is_date(kind):
-        return array.cast(pa.timestamp("ms")).to_pandas()
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-        return array.cast(pa.large_string()).to_pandas().astype("str")
-    if pa.types.is_nested(kind):
-        cells = array.to_pylist(maps_as_pydicts="lossy")
-        return pd.Series([None if cell is None else json.dumps(cell, **_COMPACT) for cell in cells], dtype="str")
-    if pa.types.is_time(kind) or pa.types.is_duration(kind):
-        return typed_column(array.to_pylist())
-    if array.null_count and kind in _NULLABLE:
-        return array.to_pandas(types_mapper=_NULLABLE.get)
-    if array.null_count and pa.types.is_boolean(kind):
-        return array.to_pandas(types_mapper={pa.bool_(): pd.BooleanDtype()}.get)
-    return pd.Series(np.full(len(array), None, object)) if pa.types.is_null(kind) else array.to_pandas()
 
 
 _COMPACT: dict[str, Any] = {"separators": (",", ":"), "ensure_ascii": False, "default": str}

@@ -5,7 +5,7 @@ only when its parity with the pipeline was measured on held-out rows, missing va
 categories included, and lies within the policy's tolerance.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from forge_core.data.encoding import PARTS, cell_text, time_parts
 from forge_core.models.feature_graph import feature_graph
 from forge_core.models.model_trainer import score
+from forge_core.models.onnx_inputs import filler, plain_columns
 
 _OPSET = {"": 17, "ai.onnx.ml": 3}
 _FEATURES = "features"
@@ -43,16 +43,18 @@ class CompiledModel:
     ----------
     onnx : bytes
         What `compile_pipeline` returned.
+    threads : int
+        Threads of one call; replicas and scoring processes have one core each.
     """
 
-    def __init__(self, onnx: bytes) -> None:
+    def __init__(self, onnx: bytes, *, threads: int = 1) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
-        self._inputs = {i.name: _filler(i) for i in self._session.get_inputs()}
+        self._inputs = {i.name: filler(i) for i in self._session.get_inputs()}
         self._output = self._session.get_outputs()[-1].name
 
     @property
@@ -74,7 +76,13 @@ class CompiledModel:
         columns : mapping of str to sequence of length n_rows
             Raw feature values; None and NaN mean missing.
         """
-        inputs = {name: fill(columns[name]) for name, fill in self._inputs.items()}
+        return self._run({name: fill.from_values(columns[name]) for name, fill in self._inputs.items()})
+
+    def score_frame(self, frame: pd.DataFrame) -> NDArray[np.float64]:
+        """Return what `score` gives for the frame's columns, to the last bit, without a look at single cells."""
+        return self._run({name: fill.from_column(frame[name]) for name, fill in self._inputs.items()})
+
+    def _run(self, inputs: dict[str, NDArray[Any]]) -> NDArray[np.float64]:
         answer = self._session.run([self._output], inputs)[0]
         return (answer if answer.shape[1] > 2 else answer[:, -1]).astype(float)
 
@@ -95,6 +103,10 @@ class NativeModel:
     def score(self, columns: Columns) -> NDArray[np.float64]:
         """Return what `forge_core.models.model_trainer.score` gives."""
         return score(self._pipeline, pd.DataFrame({c: columns[c] for c in self._columns}))
+
+    def score_frame(self, frame: pd.DataFrame) -> NDArray[np.float64]:
+        """Return what `score` gives for the frame's columns."""
+        return score(self._pipeline, frame[self._columns])
 
 
 def compile_pipeline(pipeline: Any) -> tuple[bytes | None, str]:
@@ -125,30 +137,9 @@ def compile_pipeline(pipeline: Any) -> tuple[bytes | None, str]:
 
 def measure_parity(pipeline: Any, onnx: bytes, rows: pd.DataFrame) -> Parity:
     """Return the largest difference of scores and the share of equal labels over the rows."""
-    columns = {name: rows[name].astype(object).where(rows[name].notna(), None).tolist() for name in rows.columns}
-    ours, native = CompiledModel(onnx).score(columns), score(pipeline, rows)
+    ours, native = CompiledModel(onnx).score(plain_columns(rows)), score(pipeline, rows)
     labels = [scores >= 0.5 if scores.ndim == 1 else scores.argmax(axis=1) for scores in (ours, native)]
     return Parity(float(np.abs(ours - native).max()), float(np.mean(labels[0] == labels[1])), len(rows))
-
-
-def _filler(given: Any) -> Callable[[Sequence[Any]], NDArray[Any]]:
-    """Return what makes an input's tensor from a column of plain values."""
-    if given.type == "tensor(string)":
-        return _texts
-    return _times if given.shape[1] == len(PARTS) else _numbers
-
-
-def _texts(values: Sequence[Any]) -> NDArray[Any]:
-    return np.array(["" if v is None or v != v else cell_text(v) for v in values], dtype=object).reshape(-1, 1)
-
-
-def _times(values: Sequence[Any]) -> NDArray[np.float32]:
-    return np.array([time_parts(v) for v in values], np.float32).reshape(-1, len(PARTS))
-
-
-def _numbers(values: Sequence[Any]) -> NDArray[np.float32]:
-    with np.errstate(over="ignore"):  # beyond float32 is infinite, which the graph takes as missing
-        return np.array(values, dtype=np.float32).reshape(-1, 1)  # None becomes NaN
 
 
 def _register_converters() -> None:

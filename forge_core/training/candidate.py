@@ -20,6 +20,7 @@ from forge_core.data.versions import load_contract, load_manifest
 from forge_core.errors import NotEnoughSamples
 from forge_core.models.behaviour import check_behaviour, check_latency
 from forge_core.models.compiled import CompiledModel, NativeModel, compile_pipeline, measure_parity
+from forge_core.models.crossover import measure_crossover
 from forge_core.models.evaluation import (
     Evaluation,
     Verdict,
@@ -28,6 +29,7 @@ from forge_core.models.evaluation import (
 )
 from forge_core.models.evaluation_pictures import evaluation_figure
 from forge_core.models.model_trainer import get_model_trainer, score
+from forge_core.models.onnx_inputs import plain_columns
 from forge_core.models.target import Learning, classes_of, labels_as_numbers, task_of
 from forge_core.models.version import VersionFolder, dump_pipeline, load_pipeline, write_parts
 from forge_core.monitoring.windows import ReferenceProfile
@@ -140,15 +142,15 @@ def _ask_one(storage: Storage, recipe: Recipe, policy: GatePolicy, rows: pd.Data
         if serves == "compiled"
         else NativeModel(_pipeline(storage, recipe), list(rows.columns))
     )
-    row = rows.head(1)
-    columns = {name: row[name].astype(object).where(row[name].notna(), None).tolist() for name in row.columns}
+    columns = plain_columns(rows.head(1))
     return lambda: model.score(columns)
 
 
 def compile_candidate(storage: Storage, recipe: Recipe, *, tolerance: float) -> dict[str, Any]:
     """Convert to ONNX, measure parity on held-out rows, and return which form will serve, and why.
 
-    What an earlier call found for the same model and tolerance is returned as it is.
+    Where the compiled form serves, the number of rows from which the native one is faster is measured too. What an
+    earlier call found for the same model and tolerance is returned as it is.
     """
     asked = {"tolerance": tolerance, "model_sha256": _sha256(storage.read_bytes(recipe.key("model.skops")))}
     if storage.exists(recipe.key("compiled.json")):
@@ -167,6 +169,8 @@ def compile_candidate(storage: Storage, recipe: Recipe, *, tolerance: float) -> 
             "reason": f"largest difference {parity.largest_difference:.2g}, tolerance {tolerance:g}",
             "parity": parity.to_dict(),
         }
+        if good:
+            report |= measure_crossover(pipeline, onnx, parts.X_test.head(2000)).to_dict()
         storage.write_bytes(recipe.key("model.onnx"), onnx)
     storage.write_json(recipe.key("compiled.json"), report)
     return report

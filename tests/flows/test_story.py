@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -133,6 +134,29 @@ def test_unknown_models_routes_and_broken_json_are_problems_too(trained: dict[st
     assert api.get("/models/none").status_code == 404
     assert api.get("/nothing").json()["status"] == 404
     assert api.post("/predict", content=b'{"fea', headers={"content-type": "application/json"}).status_code == 422
+
+
+def test_a_data_set_is_scored_by_its_flow_and_leaves_a_table_and_a_picture(
+    stack: Settings, prefect: PrefectApi, trained: dict[str, Any], tmp_path: Path
+) -> None:
+    rows = generate_sample_data(3000, random_state=12)
+    rows.to_parquet(tmp_path / "rows.parquet", row_group_size=500)
+    asked = {"source": str(tmp_path / "rows.parquet"), "output": str(tmp_path / "scores"), "keep": "feature1"}
+    run = finish(prefect, prefect.run("score/sample", asked))
+    assert run["state_type"] == "COMPLETED", run["state"]["message"]
+    output = pd.read_parquet(tmp_path / "scores" / "parts")
+    assert output["row_number"].tolist() == list(range(3000)) and output["fault"].isna().all()
+    assert output["feature1"].equals(rows["feature1"])
+    registry = Registry(stack.mlflow_url)
+    with registry.open(registry.resolve("sample")) as folder:
+        assert output["prediction"].tolist() == folder.pipeline.predict(rows[["feature1", "feature2"]]).tolist()
+    found = prefect.call("POST", "/artifacts/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
+    kinds = {artifact["key"]: artifact["type"] for artifact in found}
+    assert kinds == {"sample-scored": "progress", "sample-scores": "table", "sample-predictions": "image"}
+    command = [sys.executable, "-m", "forge_core.scoring", "sample", asked["source"], "--output", asked["output"]]
+    done = subprocess.run([*command, "--keep", "feature1"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "3,000 of 3,000 rows" in done.stdout and "rows from an earlier attempt: 3000" in done.stdout
 
 
 def test_the_same_training_again_finds_every_step_and_makes_no_new_version(

@@ -1,0 +1,53 @@
+"""What an ONNX graph of ours takes for one raw column: from plain values, as requests bring them, or from a frame.
+
+Both give the same tensor to the last bit.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from forge_core.data.encoding import PARTS, cell_text, distinct_texts, number_column, time_columns, time_parts
+
+Tensor = NDArray[Any]
+
+
+class Filler(NamedTuple):
+    """How an input's tensor, shape (n_rows, 1) or of times (n_rows, 3), is made."""
+
+    from_values: Callable[[Sequence[Any]], Tensor]
+    from_column: Callable[[pd.Series], Tensor]
+
+
+def filler(given: Any) -> Filler:
+    """Return what makes the tensor of one of a session's inputs."""
+    if given.type == "tensor(string)":
+        return Filler(_texts, _text_column)
+    return Filler(_times, time_columns) if given.shape[1] == len(PARTS) else Filler(_numbers, number_column)
+
+
+def plain_columns(rows: pd.DataFrame) -> dict[str, list[Any]]:
+    """Return a frame's columns as lists of plain values, missing ones None."""
+    return {name: rows[name].astype(object).where(rows[name].notna(), None).tolist() for name in rows.columns}
+
+
+def _texts(values: Sequence[Any]) -> Tensor:
+    return np.array(["" if v is None or v != v else cell_text(v) for v in values], dtype=object).reshape(-1, 1)
+
+
+def _text_column(values: pd.Series) -> Tensor:
+    codes, texts = distinct_texts(values)
+    # A missing cell's code of -1 meets the last entry.
+    return np.array([*texts, ""], dtype=object)[codes].reshape(-1, 1)
+
+
+def _times(values: Sequence[Any]) -> NDArray[np.float32]:
+    return np.array([time_parts(v) for v in values], np.float32).reshape(-1, len(PARTS))
+
+
+def _numbers(values: Sequence[Any]) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):  # beyond float32 is infinite, which the graph takes as missing
+        return np.array(values, dtype=np.float32).reshape(-1, 1)  # None becomes NaN
