@@ -15,9 +15,12 @@ from starlette.routing import Route
 from forge_core.errors import ForgeError, ServiceUnavailable
 from forge_core.monitoring.metrics import REQUEST_SECONDS, REQUESTS
 from serve_app.bodies import USUAL, Limits, many_rows, not_the_form, one_row, parsed, read_json
+from serve_app.docs_page import docs_routes
 from serve_app.door import Caller, Door
+from serve_app.openapi import openapi_document
 from serve_app.protocol import FEEDBACK, LABEL, Unauthorized, json_reply, problem, problem_of
 from serve_app.router import Switchboard
+from serve_app.v2_routes import v2_routes
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +62,8 @@ def build_api(board: Switchboard, door: Door, *, trust_event_time: bool, limits:
             route("/models/{model}/predict", routes.predict, "POST"),
             route("/models/{model}/predict/batch", routes.predict_batch, "POST"),
             route("/models/{model}/feedback", routes.feedback, "POST"),
+            *v2_routes(board, routes.admit, counted=routes.counted, moment=routes.moment, limits=limits),
+            *docs_routes(routes.document, routes.admit, counted=routes.counted),
         ],
         exception_handlers={HTTPException: _http_error},
     )
@@ -90,31 +95,31 @@ class _Routes:
 
     async def predict(self, request: Request) -> Response:
         """Answer one row."""
-        caller = self._admit(request, "predict")
+        caller = self.admit(request, "predict")
         features = one_row(await read_json(request, self.limits))
         self.door.spend(caller, 1)
         request_id = _header(request, "x-request-id")
         replies = await self.board.predict(
-            _model(request), [features], [request_id] if request_id else None, self._moment(request), _version(request)
+            _model(request), [features], [request_id] if request_id else None, self.moment(request), _version(request)
         )
         return json_reply(replies[0])
 
     async def predict_batch(self, request: Request) -> Response:
         """Answer many rows."""
-        caller = self._admit(request, "predict")
-        rows, ids = many_rows(await read_json(request, self.limits), self.limits)
-        self.door.spend(caller, len(rows))
-        replies = await self.board.predict(_model(request), rows, ids, self._moment(request), _version(request))
+        caller = self.admit(request, "predict")
+        rows, n_rows, ids = many_rows(await read_json(request, self.limits), self.limits)
+        self.door.spend(caller, n_rows)
+        replies = await self.board.predict(_model(request), rows, ids, self.moment(request), _version(request))
         return json_reply({"predictions": replies})
 
     async def feedback(self, request: Request) -> Response:
         """Commit labels, one or many."""
-        self._admit(request, "feedback")
+        self.admit(request, "feedback")
         data = await read_json(request, self.limits)
         many = isinstance(data, dict) and "feedback" in data
         labels = parsed(FEEDBACK, data).feedback if many else [parsed(LABEL, data)]
         rows = [(label.request_id, label.label) for label in labels]
-        return json_reply({"committed": await self.board.record(_model(request), rows, self._moment(request))})
+        return json_reply({"committed": await self.board.record(_model(request), rows, self.moment(request))})
 
     async def health(self, request: Request) -> Response:
         """Tell that we are alive, and to who has a key what is live."""
@@ -127,12 +132,12 @@ class _Routes:
 
     async def model_info(self, request: Request) -> Response:
         """Tell what a version is."""
-        self._admit(request, "predict")
+        self.admit(request, "predict")
         return json_reply(self.board.version_of(_model(request), _version(request)).info)
 
     async def monitoring(self, request: Request) -> Response:
         """Tell what became of the served rows."""
-        self._admit(request, "metrics")
+        self.admit(request, "metrics")
         flush = request.query_params.get("flush", "false").lower()
         if flush not in ("true", "false", "1", "0"):
             raise not_the_form("flush", "expected true or false")
@@ -140,21 +145,27 @@ class _Routes:
 
     async def metrics(self, request: Request) -> Response:
         """Give Prometheus the counts of all routers."""
-        self._admit(request, "metrics")
+        self.admit(request, "metrics")
         return Response(await self.board.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    def _admit(self, request: Request, scope: str | None) -> Caller:
+    def document(self) -> dict[str, Any]:
+        """Return the OpenAPI document of what is live now."""
+        return openapi_document(list(self.board.live.values()), self.board.default_model)
+
+    def admit(self, request: Request, scope: str | None) -> Caller:
+        """Return who calls; see `Door.admit`."""
         return self.door.admit(request.headers.get("authorization"), request.headers.get("x-api-key"), scope)
 
     def _told(self, request: Request) -> dict[str, Any]:
         told = self.board.health()
         try:
-            self._admit(request, None)
+            self.admit(request, None)
         except Unauthorized:
             return {name: told[name] for name in ("status", "version")}
         return told
 
-    def _moment(self, request: Request) -> datetime | None:
+    def moment(self, request: Request) -> datetime | None:
+        """Return the event time that a request tells, where it is trusted."""
         told = _header(request, "x-forge-event-time") if self.trust_event_time else None
         if told is None:
             return None

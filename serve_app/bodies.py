@@ -10,6 +10,7 @@ import orjson
 from pydantic import TypeAdapter, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
+from forge_core.data.many_row_checks import Rows
 from serve_app.protocol import BodyTooLarge, NotJson, NotTheForm, SlowRequest, WrongContentType
 
 Form = TypeVar("Form")
@@ -94,21 +95,26 @@ def one_row(data: Any) -> dict[str, Any]:
     raise not_the_form("features", f"expected an object of feature names and values, found {_name(data['features'])}")
 
 
-def many_rows(data: Any, limits: Limits) -> tuple[list[dict[str, Any]], list[str] | None]:
-    """Return (rows, request ids or None) of `{"records": [{…}], …}` or `{"columns": {name: […]}, …}`."""
+def many_rows(data: Any, limits: Limits) -> tuple[Rows, int, list[str] | None]:
+    """Return (rows, how many, request ids or None) of `{"records": [{…}], …}` or `{"columns": {name: […]}, …}`."""
     form = "columns" if isinstance(data, dict) and "columns" in data else "records"
     _object_with(data, {form}, {form, "request_ids"})
-    rows = _from_columns(data["columns"], limits) if form == "columns" else _from_records(data["records"], limits)
+    rows = data[form]
+    n_rows = (_length_of_columns if form == "columns" else _length_of_records)(rows)
+    if n_rows == 0:
+        raise not_the_form(form, "expected at least one row, found none")
+    if n_rows > limits.rows:
+        raise BodyTooLarge(f"expected at most {limits.rows} rows a request, found {n_rows}; send several requests")
     ids = data.get("request_ids")
     if ids is None:
-        return rows, None
+        return rows, n_rows, None
     if not isinstance(ids, list) or not all(isinstance(i, str) and 0 < len(i) <= 128 for i in ids):
         raise not_the_form("request_ids", "expected a list of texts of 1 to 128 characters")
-    if len(ids) != len(rows):
-        raise not_the_form("request_ids", f"expected one request id a row, found {len(ids)} for {len(rows)} rows")
+    if len(ids) != n_rows:
+        raise not_the_form("request_ids", f"expected one request id a row, found {len(ids)} for {n_rows} rows")
     if len(set(ids)) != len(ids):
         raise not_the_form("request_ids", "expected each request id once")
-    return rows, ids
+    return rows, n_rows, ids
 
 
 def parsed(form: "TypeAdapter[Form]", data: Any) -> Form:
@@ -123,28 +129,19 @@ def parsed(form: "TypeAdapter[Form]", data: Any) -> Form:
         raise _of_faults(faults) from None
 
 
-def _from_records(records: Any, limits: Limits) -> list[dict[str, Any]]:
+def _length_of_records(records: Any) -> int:
     if not isinstance(records, list) or not all(type(r) is dict for r in records):
         raise not_the_form("records", "expected a list of objects of feature names and values")
-    _check_rows(len(records), "records", limits)
-    return records
+    return len(records)
 
 
-def _from_columns(columns: Any, limits: Limits) -> list[dict[str, Any]]:
+def _length_of_columns(columns: Any) -> int:
     if not isinstance(columns, Mapping) or not all(isinstance(values, list) for values in columns.values()):
         raise not_the_form("columns", "expected an object of feature names and lists of values")
     lengths = {len(values) for values in columns.values()}
     if len(lengths) > 1:
         raise not_the_form("columns", f"expected lists of one length, found {', '.join(map(str, sorted(lengths)))}")
-    _check_rows(lengths.pop() if lengths else 0, "columns", limits)
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-
-
-def _check_rows(n_rows: int, form: str, limits: Limits) -> None:
-    if n_rows == 0:
-        raise not_the_form(form, "expected at least one row, found none")
-    if n_rows > limits.rows:
-        raise BodyTooLarge(f"expected at most {limits.rows} rows a request, found {n_rows}; send several requests")
+    return lengths.pop() if lengths else 0
 
 
 def _object_with(data: Any, needed: set[str], known: set[str]) -> None:
@@ -173,7 +170,7 @@ def _too_large(limits: Limits) -> BodyTooLarge:
 def _count_keys(data: Any) -> int:
     if type(data) is dict:
         return len(data) + sum(_count_keys(v) for v in data.values() if type(v) is dict or type(v) is list)
-    if type(data) is list:
+    if type(data) is list and not {dict, list}.isdisjoint(set(map(type, data))):
         return sum(_count_keys(v) for v in data if type(v) is dict or type(v) is list)
     return 0
 

@@ -62,7 +62,8 @@ class Journal:
 
     async def _send(self, model: str, version: str, hours: float, rows: list[Row]) -> None:
         try:
-            await serve.get_app_handle("profiler").log.remote(model, version, hours, rows)
+            log = serve.get_app_handle("profiler").log.options(request_serialization="pickle")
+            await log.remote(model, version, hours, rows)
         except Exception:
             self._drop(len(rows), "profiler")
             logger.exception("profiler did not take rows model=%s rows=%d", model, len(rows))

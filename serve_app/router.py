@@ -11,6 +11,7 @@ from typing import Any
 from ray import serve
 
 from forge_core import __version__
+from forge_core.data.many_row_checks import Rows
 from forge_core.errors import ModelNotFound, SchemaViolation, ServiceUnavailable
 from forge_core.monitoring.metrics import PREDICTION_SECONDS, PREDICTIONS, REFUSED
 from forge_core.storage import Storage
@@ -121,7 +122,7 @@ class Switchboard:
     async def predict(
         self,
         model: str | None,
-        records: Sequence[dict[str, Any]],
+        records: Rows,
         request_ids: Sequence[str] | None = None,
         event_time: datetime | None = None,
         version: str | None = None,
@@ -130,6 +131,8 @@ class Switchboard:
 
         Parameters
         ----------
+        records : sequence of mappings, or mapping of lists
+            Rows, or columns of one length.
         version : str, optional
             Ask this version, not the live one. Such rows are a trial: neither logged nor watched.
 
@@ -141,7 +144,7 @@ class Switchboard:
         started = time.perf_counter()
         live = self.version_of(model, version)
         rows = self._checked(live, records)
-        ids = request_ids if request_ids is not None else [_uuid7() for _ in rows]
+        ids = request_ids if request_ids is not None else _new_ids(len(rows))
         scores = await self._scores(live, rows)
         elapsed = time.perf_counter() - started
         answers = [answer(live, score) for score in scores]
@@ -173,7 +176,7 @@ class Switchboard:
             for request_id, (prediction, probability) in zip(ids, answers, strict=True)
         ]
 
-    def _checked(self, live: LiveVersion, records: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
+    def _checked(self, live: LiveVersion, records: Rows) -> list[tuple[Any, ...]]:
         try:
             return live.contract.check_rows(records)
         except SchemaViolation as error:
@@ -216,6 +219,12 @@ class Switchboard:
         live = self._versions()
         trial = {m: v for m, versions in self.held.items() for v in versions if v != live.get(m)}
         return {"status": "ok", "version": __version__, "models": live, "candidates": trial}
+
+
+def _new_ids(n_rows: int) -> list[str]:
+    """Return an id a row; those of a batch begin alike."""
+    first = _uuid7()
+    return [first] if n_rows == 1 else [f"{first}-{number}" for number in range(n_rows)]
 
 
 def _uuid7() -> str:

@@ -5,7 +5,7 @@ contract's types. `Contract.check_row` takes one request's features (serving).
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,7 +18,7 @@ import yaml
 from forge_core.data.checking import DTYPES, Checker
 from forge_core.data.coercion import Kind, kind_of_dtype
 from forge_core.data.kinds import tally_kinds
-from forge_core.data.many_row_checks import check_many
+from forge_core.data.many_row_checks import Rows, check_many
 from forge_core.data.quarantine import BadRowBudget, CheckedRows
 from forge_core.data.row_checks import FieldRule, check_fields, describe_check, field_rule
 from forge_core.errors import ConfigurationError, EmptyData, SchemaViolation
@@ -110,7 +110,7 @@ class Contract:
         """
         return check_fields(self._feature_rules, features)
 
-    def check_rows(self, records: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
+    def check_rows(self, records: Rows) -> list[tuple[Any, ...]]:
         """Return requests' features as rows, values in the order of `feature_columns`; see `check_many`.
 
         Raises

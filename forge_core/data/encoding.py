@@ -103,7 +103,8 @@ def time_parts(moment: datetime | None) -> tuple[float, float, float]:
     """Return the parts of one moment, as `FeatureEngineer` has them: hour, weekday and month in UTC, NaN for none."""
     if moment is None or moment != moment:
         return np.nan, np.nan, np.nan
-    moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    if moment.tzinfo is not UTC:
+        moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     return moment.hour, moment.weekday(), moment.month
 
 

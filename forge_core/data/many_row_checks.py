@@ -12,21 +12,30 @@ from forge_core.data.row_checks import FieldRule, check_fields
 from forge_core.errors import SchemaViolation
 
 Records = Sequence[Mapping[str, Any]]
+Columns = Mapping[str, list[Any]]
+Rows = Records | Columns
 _MISSING = type(None)
 _TEXT, _TRUTH, _NUMBER, _WHOLE = ({str, _MISSING}, {bool, _MISSING}, {float, int, _MISSING}, {int, _MISSING})
 
 
-def check_many(rules: Sequence[FieldRule], records: Records) -> list[tuple[Any, ...]]:
+def check_many(rules: Sequence[FieldRule], given: Rows) -> list[tuple[Any, ...]]:
     """Return the rows with one value a rule, in the rules' order, as `check_fields` gives them.
+
+    Parameters
+    ----------
+    rules : sequence of FieldRule
+    given : sequence of mappings, or mapping of lists
+        Records, or columns of one length.
 
     Raises
     ------
     SchemaViolation
         With every fault of every row in `context["faults"]` (the first hundred): {"row", "field", "reason"}.
     """
-    columns = _typed_columns(rules, records) if len(records) > 1 else None
+    columns = _typed_columns(rules, given) if len(given) > 1 or isinstance(given, Mapping) else None
     if columns is not None:
         return list(zip(*columns, strict=True))
+    records = as_records(given) if isinstance(given, Mapping) else given
     rows: list[tuple[Any, ...]] = []
     faults: list[dict[str, Any]] = []
     for number, record in enumerate(records):
@@ -42,18 +51,33 @@ def check_many(rules: Sequence[FieldRule], records: Records) -> list[tuple[Any, 
     return rows
 
 
-def _typed_columns(rules: Sequence[FieldRule], records: Records) -> list[list[Any]] | None:
+def as_records(columns: Columns) -> Records:
+    """Return columns of one length as records."""
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _typed_columns(rules: Sequence[FieldRule], given: Rows) -> list[list[Any]] | None:
     """Return the columns where surely every cell keeps its rule, else None."""
-    columns: list[list[Any]] = []
-    n_known = 0
-    for rule in rules:
-        values = [record.get(rule.name) for record in records]
-        n_known += sum(rule.name in record for record in records) if None in values else len(values)
-        typed = _typed(rule, values)
-        if typed is None:
+    if isinstance(given, Mapping):
+        absent = [None] * len(next(iter(given.values()), []))
+        found = [given.get(rule.name, absent) for rule in rules]
+        if sum(rule.name in given for rule in rules) < len(given):
             return None
-        columns.append(typed)
-    return columns if n_known == sum(map(len, records)) else None
+    else:
+        found = [[record.get(rule.name) for record in given] for rule in rules]
+        known = sum(
+            sum(rule.name in record for record in given) if None in values else len(values)
+            for rule, values in zip(rules, found, strict=True)
+        )
+        if known != sum(map(len, given)):
+            return None
+    typed: list[list[Any]] = []
+    for rule, values in zip(rules, found, strict=True):
+        column = _typed(rule, values)
+        if column is None:
+            return None
+        typed.append(column)
+    return typed
 
 
 def _typed(rule: FieldRule, values: list[Any]) -> list[Any] | None:

@@ -60,8 +60,7 @@ class CompiledModel:
     @property
     def input_kinds(self) -> dict[str, str]:
         """Kind of each input column: number, category or datetime."""
-        kinds = {"_texts": "category", "_times": "datetime", "_numbers": "number"}
-        return {name: kinds[fill.__name__] for name, fill in self._inputs.items()}
+        return {name: fill.kind for name, fill in self._inputs.items()}
 
     @property
     def n_outputs(self) -> int:

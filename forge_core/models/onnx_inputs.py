@@ -10,14 +10,25 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from forge_core.data.encoding import PARTS, cell_text, distinct_texts, number_column, time_columns, time_parts
+from forge_core.data.encoding import (
+    PARTS,
+    InputKind,
+    cell_text,
+    distinct_texts,
+    number_column,
+    time_columns,
+    time_parts,
+)
 
 Tensor = NDArray[Any]
 
+_TEXT = {str, type(None)}
+
 
 class Filler(NamedTuple):
-    """How an input's tensor, shape (n_rows, 1) or of times (n_rows, 3), is made."""
+    """How an input's tensor, shape (n_rows, 1) or of times (n_rows, 3), is made, and of which kind its column is."""
 
+    kind: InputKind
     from_values: Callable[[Sequence[Any]], Tensor]
     from_column: Callable[[pd.Series], Tensor]
 
@@ -25,8 +36,10 @@ class Filler(NamedTuple):
 def filler(given: Any) -> Filler:
     """Return what makes the tensor of one of a session's inputs."""
     if given.type == "tensor(string)":
-        return Filler(_texts, _text_column)
-    return Filler(_times, time_columns) if given.shape[1] == len(PARTS) else Filler(_numbers, number_column)
+        return Filler("category", _texts, _text_column)
+    if given.shape[1] == len(PARTS):
+        return Filler("datetime", _times, time_columns)
+    return Filler("number", _numbers, number_column)
 
 
 def plain_columns(rows: pd.DataFrame) -> dict[str, list[Any]]:
@@ -35,6 +48,8 @@ def plain_columns(rows: pd.DataFrame) -> dict[str, list[Any]]:
 
 
 def _texts(values: Sequence[Any]) -> Tensor:
+    if set(map(type, values)) <= _TEXT:
+        return np.array([v or "" for v in values], dtype=object).reshape(-1, 1)
     return np.array(["" if v is None or v != v else cell_text(v) for v in values], dtype=object).reshape(-1, 1)
 
 

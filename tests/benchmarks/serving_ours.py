@@ -22,8 +22,7 @@ from infra.local.stack import clean, down, environment, up
 from tests.benchmarks.serving_work import MODELS, Served, bring_live, write_policy
 from tests.stack_settings import short_home, stack_settings
 
-# The module and arguments that make a key and print it as the last word; None: the server is open.
-KEY_COMMAND: tuple[str, ...] | None = None
+_KEY = ("serve_app.keys", "create", "--owner", "bench", "--scopes", "predict")
 
 
 class Ours:
@@ -39,7 +38,7 @@ class Ours:
         home = short_home()
         policy = write_policy(home / "policy.yaml")
         self.settings = stack_settings(home, free_ports).model_copy(update={"model": "forest", "policy_file": policy})
-        self.folder, self.key, self.url = folder, None, self.settings.api_url
+        self.folder, self.key, self.url = folder, "", self.settings.api_url
 
     def start(self) -> None:
         """Bring the stack up, with whatever was live before."""
@@ -49,13 +48,14 @@ class Ours:
     def bring_live(self) -> dict[str, Served]:
         """Train, register and deploy both models; make a key."""
         served = {name: bring_live(self.settings, name, self.folder) for name in MODELS}
-        self.key = _make_key(self) if KEY_COMMAND else None
+        self.key = _make_key(self)
+        time.sleep(5)  # routers read keys every few seconds
         return served
 
     def ask(self, model: str, records: Sequence[dict[str, Any]]) -> NDArray[np.float64]:
         """Return the probabilities of class 1, each row by a call of its own where it is one, else as a batch."""
         path, body = ("predict", one_row(records)) if len(records) == 1 else ("predict/batch", columns(records))
-        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        headers = {"Authorization": f"Bearer {self.key}"}
         answer = httpx.post(
             f"{self.url}/models/{model}/{path}", json=body, headers=headers, trust_env=False, timeout=60
         )
@@ -66,7 +66,7 @@ class Ours:
         return np.where([reply["prediction"] == 1 for reply in replies], shares, 1 - shares)
 
     def watch(self, on: bool) -> None:
-        """Switch profile and prediction log; the router starts again and answers when this returns."""
+        """Switch profile and prediction log."""
         serve = get_serve_client(self.settings)
         table = desired_table(read_state(Ledger(self.settings.ledger))[1], {}, None)
         configuration = serve.compose(held_versions(table), table)
@@ -104,9 +104,8 @@ def columns(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _without_watching(configuration: dict[str, Any]) -> None:
-    """Switch profile and log off in a Serve configuration."""
     router = next(app for app in configuration["applications"] if app["name"] == "router")
-    router["runtime_env"] = {"env_vars": {"FORGE_WATCH": "off"}}
+    router["deployments"][0]["user_config"]["windows"] = dict.fromkeys(MODELS)
 
 
 def _answers(url: str) -> bool:
@@ -118,7 +117,7 @@ def _answers(url: str) -> bool:
 
 def _make_key(ours: Ours) -> str:
     made = subprocess.run(
-        [sys.executable, "-m", *(KEY_COMMAND or ())],
+        [sys.executable, "-m", *_KEY],
         cwd=ROOT, env=child_environment(ours.settings, "bench"), capture_output=True, text=True, check=True,
     )  # fmt: skip
     return made.stdout.split()[-1]

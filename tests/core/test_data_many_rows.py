@@ -83,6 +83,19 @@ def test_many_rows_are_judged_like_each_one_alone(rows: list[dict[str, Any]]) ->
     )
 
 
+@settings(max_examples=200, deadline=None)
+@given(st.one_of(records(0.0), records(0.05)))
+def test_columns_are_judged_like_their_rows(rows: list[dict[str, Any]]) -> None:
+    names = [*GOOD, *(["more"] if any("more" in row for row in rows) else [])]
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    good, faults = one_by_one([dict(zip(names, values, strict=True)) for values in zip(*columns.values(), strict=True)])
+    if not faults:
+        assert repr(CONTRACT.check_rows(columns)) == repr(good)
+    else:
+        with pytest.raises(SchemaViolation):
+            CONTRACT.check_rows(columns)
+
+
 def test_the_row_of_a_fault_is_named() -> None:
     rows = [{"x": 1, "n": 1, "town": "Oslo", "free": "a", "flag": True, "when": None} for _ in range(5)]
     rows[3] = {**rows[3], "n": 9}

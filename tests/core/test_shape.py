@@ -99,7 +99,7 @@ def test_every_route_that_is_told_of_exists_and_the_other_way_round() -> None:
     from serve_app.router import Switchboard
 
     api = build_api(Switchboard("memory://none", "m"), Door(list, open_without_key=True), trust_event_time=False)
-    routes = {route.path.replace("{model}", "{name}") for route in api.routes}
+    routes = {route.path.replace("{model}", "{name}") for route in api.routes if not route.path.startswith("/docs/")}
     rows = re.findall(r"^\| (`(?:GET|POST) .*?) \|", (ROOT / "docs" / "serving.md").read_text(), re.MULTILINE)
     told = {path for row in rows for path in re.findall(r"`(?:GET |POST )?(/[^`]*)`", row)}
     assert told == routes
