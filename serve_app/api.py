@@ -62,7 +62,7 @@ def build_api(board: Switchboard, door: Door, *, trust_event_time: bool, limits:
             route("/models/{model}/predict", routes.predict, "POST"),
             route("/models/{model}/predict/batch", routes.predict_batch, "POST"),
             route("/models/{model}/feedback", routes.feedback, "POST"),
-            *v2_routes(board, routes.admit, counted=routes.counted, moment=routes.moment, limits=limits),
+            *v2_routes(board, routes.admit, door.spend, counted=routes.counted, moment=routes.moment, limits=limits),
             *docs_routes(routes.document, routes.admit, counted=routes.counted),
         ],
         exception_handlers={HTTPException: _http_error},

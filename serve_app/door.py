@@ -63,14 +63,17 @@ class Door:
         self._known: dict[str, Key] = {}
         self._buckets = Buckets()
         self._tasks: list[asyncio.Task[None]] = []
-        self._tried = asyncio.Event()
 
     async def start(self) -> None:
         """Read the keys and balance the buckets, now and from now on; asked again, it does nothing."""
         if not self._tasks:
-            loops = [(self.refresh, _REFRESH_SECONDS), (self.balance, _EXCHANGE_SECONDS)]
-            self._tasks = [asyncio.ensure_future(self._repeat(*loop)) for loop in loops]
-            await self._tried.wait()
+            tried = asyncio.Event()
+            loops = [
+                self._repeat(self.refresh, _REFRESH_SECONDS, tried),
+                self._repeat(self.balance, _EXCHANGE_SECONDS, asyncio.Event()),
+            ]
+            self._tasks = [asyncio.ensure_future(loop) for loop in loops]
+            await tried.wait()
 
     async def refresh(self) -> None:
         """Read the keys again."""
@@ -126,7 +129,7 @@ class Door:
             self._known[secret] = key
         return key
 
-    async def _repeat(self, work: Callable[[], Awaitable[None]], seconds: float) -> None:
+    async def _repeat(self, work: Callable[[], Awaitable[None]], seconds: float, tried: asyncio.Event) -> None:
         silent = False
         while True:
             try:
@@ -136,7 +139,7 @@ class Door:
                 if not silent:
                     logger.warning("the door goes on with what it knows: %s: %s", type(error).__name__, error)
                 silent = True
-            self._tried.set()
+            tried.set()
             await asyncio.sleep(seconds)
 
 

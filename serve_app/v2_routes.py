@@ -1,21 +1,21 @@
 """The routes of the Open Inference Protocol V2; what happens is in `router.Switchboard`."""
 
-import inspect
 from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from serve_app.bodies import USUAL, Limits, not_the_form, read_body
+from serve_app.bodies import Limits, not_the_form, read_body
+from serve_app.door import Caller
 from serve_app.open_inference import infer_body, model_metadata, parse_infer, server_metadata
 from serve_app.protocol import WrongContentType, json_reply
 from serve_app.router import Switchboard
 
-# Raises where the caller of a request lacks the scope; may be a coroutine function.
-Admit = Callable[[Request, str], Any]
+# Returns who calls; raises where the caller lacks the scope.
+Admit = Callable[[Request, str], Caller]
+Spend = Callable[[Caller, int], None]
 Moment = Callable[[Request], datetime | None]
 Handler = Callable[[Request], Awaitable[Response]]
 Counted = Callable[[str, Handler], Handler]
@@ -27,10 +27,11 @@ _OCTETS = "application/octet-stream"
 def v2_routes(
     board: Switchboard,
     admit: Admit,
+    spend: Spend,
     *,
-    counted: Counted = lambda path, handler: handler,
-    moment: Moment = lambda request: None,
-    limits: Limits = USUAL,
+    counted: Counted,
+    moment: Moment,
+    limits: Limits,
 ) -> list[Route]:
     """Return the routes below `/v2`.
 
@@ -38,6 +39,8 @@ def v2_routes(
     ----------
     admit : callable
         Called with the request and the scope "predict" before anything else; not for the health routes.
+    spend : callable
+        Called with the caller and the number of rows.
     counted : callable
         Takes a path and its handler, and returns the handler that is to run.
     moment : callable
@@ -45,7 +48,7 @@ def v2_routes(
     limits : Limits
         What one request may cost.
     """
-    routes = _V2Routes(board, admit, moment, limits)
+    routes = _V2Routes(board, admit, spend, moment, limits)
 
     def route(path: str, handler: Handler, method: str = "GET") -> Route:
         return Route(path, counted(path, handler), methods=[method])
@@ -70,12 +73,12 @@ def v2_routes(
 class _V2Routes:
     """One method a route."""
 
-    def __init__(self, board: Switchboard, admit: Admit, moment: Moment, limits: Limits) -> None:
-        self.board, self.admit, self.moment, self.limits = board, admit, moment, limits
+    def __init__(self, board: Switchboard, admit: Admit, spend: Spend, moment: Moment, limits: Limits) -> None:
+        self.board, self.admit, self.spend, self.moment, self.limits = board, admit, spend, moment, limits
 
     async def server(self, request: Request) -> Response:
         """Tell what this server is."""
-        await let_in(self.admit, request)
+        self.admit(request, "predict")
         return json_reply(server_metadata())
 
     async def live(self, request: Request) -> Response:
@@ -89,36 +92,34 @@ class _V2Routes:
 
     async def model(self, request: Request) -> Response:
         """Tell a model's inputs and outputs."""
-        await let_in(self.admit, request)
+        self.admit(request, "predict")
         live = self.board.version_of(*_asked(request))
-        return json_reply(model_metadata(live, sorted(self.board.held.get(live.model, {}))))
+        return json_reply(
+            model_metadata(
+                live, sorted(self.board.held.get(live.model, {}), key=lambda version: (len(version), version))
+            )
+        )
 
     async def model_ready(self, request: Request) -> Response:
         """Tell that a model answers."""
-        await let_in(self.admit, request)
+        self.admit(request, "predict")
         live = self.board.version_of(*_asked(request))
         return json_reply({"name": live.model, "ready": True})
 
     async def infer(self, request: Request) -> Response:
         """Answer rows."""
-        await let_in(self.admit, request)
+        caller = self.admit(request, "predict")
         length = _json_length(request)
         body = await read_body(request, self.limits)
         model, version = _asked(request)
         live = self.board.version_of(model, version)
         asked = parse_infer(body, live, header_length=length, limits=self.limits)
+        self.spend(caller, len(asked.records))
         replies = await self.board.predict(model, asked.records, asked.request_ids, self.moment(request), version)
         data, json_length = infer_body(live, asked, replies)
         if json_length is None:
             return Response(data, media_type="application/json")
         return Response(data, media_type=_OCTETS, headers={_JSON_LENGTH: str(json_length)})
-
-
-async def let_in(admit: Admit, request: Request) -> None:
-    """Ask whether the caller may predict; raises what `admit` raises."""
-    told = admit(request, "predict")
-    if inspect.isawaitable(told):
-        await told
 
 
 def _asked(request: Request) -> tuple[str, str | None]:
