@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from forge_core.errors import ConfigurationError, ForgeError, ModelError
 from forge_core.models.version import VersionFolder
@@ -136,10 +137,11 @@ def _score(
     context.enable_progress_bars = False
     cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
     # Numbers of parts go in and their summaries come out, so that nothing has to be kept back for want of memory.
+    job = ray.put((files, plan, target.url, kept))
     parts = ray.data.from_items([{"part": n} for n in missing], override_num_blocks=min(len(missing), _TASKS))
     scored = parts.map_batches(
-        PartScorer,
-        fn_constructor_args=(files, plan, target.url, kept),
+        _Process,
+        fn_constructor_args=(job,),
         batch_size=1,
         num_cpus=1,
         compute=ray.data.ActorPoolStrategy(size=min(workers or cores, len(missing))),
@@ -157,6 +159,19 @@ def _score(
             f"expected the scoring processes to score {plan.source}, which failed: {str(cause)[-600:]}; "
             "start the same scoring again to go on with the parts that are missing"
         ) from error
+
+
+class _Process:
+    """A scorer in a process of Ray Data's; what it works with lies in Ray's object store once."""
+
+    def __init__(self, job: Any) -> None:
+        import ray
+
+        self._scorer = PartScorer(*ray.get(job))
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        """Score the parts with the numbers in `part`; return their summaries as JSON."""
+        return {"summary": [self._scorer.score(int(number)).to_json() for number in batch["part"]]}
 
 
 def _cause(error: BaseException) -> BaseException:

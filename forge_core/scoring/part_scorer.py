@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -81,13 +80,9 @@ class PartScorer:
         self._names = list(dict.fromkeys([*self._check.columns, *self._keep]))
         self._batch_rows = int(np.clip(_CELLS // max(1, len(self._names)), 1024, _ROWS))
 
-    def __call__(self, batch: Mapping[str, NDArray[Any]]) -> dict[str, list[str]]:
-        """Score the parts with the numbers in `part`; return their summaries as JSON."""
-        return {"summary": [self.score(self._plan.parts[int(number)]).to_json() for number in batch["part"]]}
-
-    def score(self, part: Part) -> PartSummary:
+    def score(self, number: int) -> PartSummary:
         """Write one part and its faults, and return its numbers."""
-        started = time.time()
+        part, started = self._plan.parts[number], time.time()
         counts: Counter[tuple[str, str]] = Counter()
         faults: list[pd.DataFrame] = []
         n_rows = n_bad = 0

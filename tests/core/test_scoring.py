@@ -179,6 +179,7 @@ def arrow_columns() -> dict[str, list[pa.Array]]:
         "town": [
             pa.array(["Oslo", None, "", "Paris"]),
             pa.array(["Oslo", None, "", "Paris"]).dictionary_encode(),
+            pa.DictionaryArray.from_arrays([0, 1, None, 2], ["Oslo", "Oslo", "Bodø"]),
             pa.array(["Oslo", None, "x" * 100_001, "Bodø"], pa.large_string()),
             pa.array([1, 2, 3, 4]),
         ],
