@@ -9,7 +9,7 @@ from typing import Any
 
 from forge_core.errors import ConfigurationError, ForgeError, ModelError
 from forge_core.models.version import VersionFolder
-from forge_core.scoring.output import Scoring, claim, count_faults, finish, read_done
+from forge_core.scoring.output import Scoring, claim, count_faults, finish, read_done, seconds_at_work
 from forge_core.scoring.part_scorer import OWN_COLUMNS, PartScorer, PartSummary
 from forge_core.scoring.plan import PART_ROWS, Plan, plan_parts
 from forge_core.storage import Storage
@@ -95,7 +95,7 @@ def score_dataset(
         id, target.url, model, version, plan.source, folder.compiled["serves"],
         n_rows=sum(s.n_rows for s in summaries), n_bad=sum(s.n_bad for s in summaries), n_parts=len(summaries),
         faults=count_faults(summaries), n_resumed=n_resumed,
-        seconds=max((s.ended for s in fresh), default=0.0) - min((s.started for s in fresh), default=0.0),
+        seconds=seconds_at_work(fresh),
         peak_bytes=max((s.peak_bytes for s in fresh), default=0),
     )  # fmt: skip
     return finish(target, scoring, plan, now or datetime.now(UTC))

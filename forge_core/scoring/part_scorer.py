@@ -1,6 +1,7 @@
 """The process that scores parts: reads one, checks it, scores it, writes it whole, and tells its numbers."""
 
 import json
+import os
 import resource
 import tempfile
 import time
@@ -33,7 +34,7 @@ OWN_COLUMNS = ("row_number", "prediction", "probability", "fault")
 
 @dataclass(frozen=True)
 class PartSummary:
-    """The numbers of one part; `faults` has (column, check, rows)."""
+    """The numbers of one part; `faults` has (column, check, rows), `process` tells who scored it."""
 
     number: int
     n_rows: int
@@ -42,6 +43,7 @@ class PartSummary:
     started: float = 0.0
     ended: float = 0.0
     peak_bytes: int = 0
+    process: str = ""
 
     def to_json(self) -> str:
         """Return the summary as text."""
@@ -111,7 +113,9 @@ class PartScorer:
                 self._target.write_frame(f"faults/{part.name}", pd.concat(faults, ignore_index=True))
             self._target.keep_file(f"parts/{part.name}", folder / part.name)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return PartSummary(part.number, n_rows, n_bad, told, started, time.time(), peak)
+        return PartSummary(
+            part.number, n_rows, n_bad, told, started, time.time(), peak, f"{os.uname().nodename}-{os.getpid()}"
+        )
 
     def _read(self, part: Part) -> Iterator[pa.RecordBatch]:
         file = self._plan.files[part.file]
