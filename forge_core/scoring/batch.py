@@ -144,7 +144,8 @@ def _score(
         fn_constructor_args=(job,),
         batch_size=1,
         num_cpus=1,
-        compute=ray.data.ActorPoolStrategy(size=min(workers or cores, len(missing))),
+        # One part at a time: more would wait for a busy process while others have nothing to do.
+        compute=ray.data.ActorPoolStrategy(size=min(workers or cores, len(missing)), max_tasks_in_flight_per_actor=1),
     )
     try:
         for batch in scored.iter_batches(batch_size=None, prefetch_batches=0):
