@@ -5,10 +5,11 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from forge_core.errors import ConfigurationError, ForgeError, ModelError
 from forge_core.models.version import VersionFolder
-from forge_core.scoring.output import Scoring, claim, count_faults, finish, read_done
+from forge_core.scoring.output import Scoring, claim, count_faults, finish, read_done, seconds_at_work
 from forge_core.scoring.part_scorer import OWN_COLUMNS, PartScorer, PartSummary
 from forge_core.scoring.plan import PART_ROWS, Plan, plan_parts
 from forge_core.storage import Storage
@@ -94,7 +95,7 @@ def score_dataset(
         id, target.url, model, version, plan.source, folder.compiled["serves"],
         n_rows=sum(s.n_rows for s in summaries), n_bad=sum(s.n_bad for s in summaries), n_parts=len(summaries),
         faults=count_faults(summaries), n_resumed=n_resumed,
-        seconds=max((s.ended for s in fresh), default=0.0) - min((s.started for s in fresh), default=0.0),
+        seconds=seconds_at_work(fresh),
         peak_bytes=max((s.peak_bytes for s in fresh), default=0),
     )  # fmt: skip
     return finish(target, scoring, plan, now or datetime.now(UTC))
@@ -136,13 +137,15 @@ def _score(
     context.enable_progress_bars = False
     cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
     # Numbers of parts go in and their summaries come out, so that nothing has to be kept back for want of memory.
+    job = ray.put((files, plan, target.url, kept))
     parts = ray.data.from_items([{"part": n} for n in missing], override_num_blocks=min(len(missing), _TASKS))
     scored = parts.map_batches(
-        PartScorer,
-        fn_constructor_args=(files, plan, target.url, kept),
+        _Process,
+        fn_constructor_args=(job,),
         batch_size=1,
         num_cpus=1,
-        compute=ray.data.ActorPoolStrategy(size=min(workers or cores, len(missing))),
+        # One part at a time: more would wait for a busy process while others have nothing to do.
+        compute=ray.data.ActorPoolStrategy(size=min(workers or cores, len(missing)), max_tasks_in_flight_per_actor=1),
     )
     try:
         for batch in scored.iter_batches(batch_size=None, prefetch_batches=0):
@@ -157,6 +160,19 @@ def _score(
             f"expected the scoring processes to score {plan.source}, which failed: {str(cause)[-600:]}; "
             "start the same scoring again to go on with the parts that are missing"
         ) from error
+
+
+class _Process:
+    """A scorer in a process of Ray Data's; what it works with lies in Ray's object store once."""
+
+    def __init__(self, job: Any) -> None:
+        import ray
+
+        self._scorer = PartScorer(*ray.get(job))
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        """Score the parts with the numbers in `part`; return their summaries as JSON."""
+        return {"summary": [self._scorer.score(int(number)).to_json() for number in batch["part"]]}
 
 
 def _cause(error: BaseException) -> BaseException:

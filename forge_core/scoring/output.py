@@ -28,8 +28,9 @@ class Scoring:
     """What a scoring did.
 
     `n_bad` counts rows without a prediction, `faults` them by column and check. `n_resumed` rows were there from an
-    earlier attempt; `seconds` is the time from the first part's start to the last one's end, without the start of
-    processes, and `peak_bytes` the most memory that one process had; both are 0 where nothing was left to do.
+    earlier attempt; `seconds` is the time that the processes had, on average, between the start of their first part and
+    the end of the last one of all, so without their own start; `peak_bytes` is the most memory that one of them had.
+    Both are 0 where nothing was left to do.
     """
 
     id: str
@@ -88,6 +89,15 @@ def count_faults(summaries: Sequence[PartSummary]) -> list[dict[str, Any]]:
     for summary in summaries:
         counts.update({(column, check): count for column, check, count in summary.faults})
     return [{"column": column, "check": check, "rows": count} for (column, check), count in sorted(counts.items())]
+
+
+def seconds_at_work(summaries: Sequence[PartSummary]) -> float:
+    """Return the mean time from a process's first part to the end of the last part of all."""
+    first: dict[str, float] = {}
+    for summary in summaries:
+        first[summary.process] = min(summary.started, first.get(summary.process, summary.started))
+    end = max((summary.ended for summary in summaries), default=0.0)
+    return sum(end - start for start in first.values()) / len(first) if first else 0.0
 
 
 def finish(target: Storage, scoring: Scoring, plan: Plan, now: datetime) -> Scoring:

@@ -1,6 +1,7 @@
 """The process that scores parts: reads one, checks it, scores it, writes it whole, and tells its numbers."""
 
 import json
+import os
 import resource
 import tempfile
 import time
@@ -8,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -34,7 +34,7 @@ OWN_COLUMNS = ("row_number", "prediction", "probability", "fault")
 
 @dataclass(frozen=True)
 class PartSummary:
-    """The numbers of one part; `faults` has (column, check, rows)."""
+    """The numbers of one part; `faults` has (column, check, rows), `process` tells who scored it."""
 
     number: int
     n_rows: int
@@ -43,6 +43,7 @@ class PartSummary:
     started: float = 0.0
     ended: float = 0.0
     peak_bytes: int = 0
+    process: str = ""
 
     def to_json(self) -> str:
         """Return the summary as text."""
@@ -81,13 +82,9 @@ class PartScorer:
         self._names = list(dict.fromkeys([*self._check.columns, *self._keep]))
         self._batch_rows = int(np.clip(_CELLS // max(1, len(self._names)), 1024, _ROWS))
 
-    def __call__(self, batch: Mapping[str, NDArray[Any]]) -> dict[str, list[str]]:
-        """Score the parts with the numbers in `part`; return their summaries as JSON."""
-        return {"summary": [self.score(self._plan.parts[int(number)]).to_json() for number in batch["part"]]}
-
-    def score(self, part: Part) -> PartSummary:
+    def score(self, number: int) -> PartSummary:
         """Write one part and its faults, and return its numbers."""
-        started = time.time()
+        part, started = self._plan.parts[number], time.time()
         counts: Counter[tuple[str, str]] = Counter()
         faults: list[pd.DataFrame] = []
         n_rows = n_bad = 0
@@ -116,7 +113,9 @@ class PartScorer:
                 self._target.write_frame(f"faults/{part.name}", pd.concat(faults, ignore_index=True))
             self._target.keep_file(f"parts/{part.name}", folder / part.name)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return PartSummary(part.number, n_rows, n_bad, told, started, time.time(), peak)
+        return PartSummary(
+            part.number, n_rows, n_bad, told, started, time.time(), peak, f"{os.uname().nodename}-{os.getpid()}"
+        )
 
     def _read(self, part: Part) -> Iterator[pa.RecordBatch]:
         file = self._plan.files[part.file]

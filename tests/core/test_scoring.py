@@ -36,7 +36,8 @@ from forge_core.models.version import VersionFolder, write_parts
 from forge_core.policy import GatePolicy
 from forge_core.scoring.batch import score_dataset
 from forge_core.scoring.checked import FeatureCheck
-from forge_core.scoring.output import Scoring
+from forge_core.scoring.output import Scoring, seconds_at_work
+from forge_core.scoring.part_scorer import PartSummary
 from forge_core.scoring.plan import cut, plan_parts
 from forge_core.scoring.report import predictions_figure, scoring_table
 from forge_core.storage import Storage
@@ -159,6 +160,13 @@ def test_parts_cover_every_row_once_and_stay_near_their_size(part_rows: int) -> 
         assert at == sum(groups)
 
 
+def test_the_time_at_work_leaves_out_the_start_of_each_process_and_counts_who_waits_at_the_end() -> None:
+    parts = [("a", 10.0, 12.0), ("a", 12.0, 14.0), ("b", 13.0, 16.0), ("a", 14.0, 15.0)]
+    summaries = [PartSummary(0, 1, 0, [], started, ended, 0, who) for who, started, ended in parts]
+    assert seconds_at_work(summaries) == ((16 - 10) + (16 - 13)) / 2
+    assert seconds_at_work([]) == 0.0
+
+
 def arrow_columns() -> dict[str, list[pa.Array]]:
     """Return for each feature the forms in which a file may hold it, right and wrong ones."""
     return {
@@ -179,6 +187,7 @@ def arrow_columns() -> dict[str, list[pa.Array]]:
         "town": [
             pa.array(["Oslo", None, "", "Paris"]),
             pa.array(["Oslo", None, "", "Paris"]).dictionary_encode(),
+            pa.DictionaryArray.from_arrays([0, 1, None, 2], ["Oslo", "Oslo", "Bodø"]),
             pa.array(["Oslo", None, "x" * 100_001, "Bodø"], pa.large_string()),
             pa.array([1, 2, 3, 4]),
         ],
