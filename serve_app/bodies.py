@@ -25,7 +25,6 @@ class Limits(NamedTuple):
     body_bytes: int = 8 * 2**20
     rows: int = 10_000
     read_seconds: float = 15.0
-    answer_seconds: float = 30.0
 
 
 USUAL = Limits()

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from typing import Any
 
 from ray import serve
 
@@ -19,6 +20,7 @@ class Counting(Tally):
         super().__init__()
         self._leaving: asyncio.Task[None] | None = None
         self._turn = asyncio.Lock()
+        self._recorder: Any = None
 
     def start(self) -> None:
         """Hand over from now on; asked again, it does nothing."""
@@ -31,7 +33,8 @@ class Counting(Tally):
             if not (taken := self.take()):
                 return
             try:
-                await serve.get_app_handle("recorder").gather.remote(taken)
+                self._recorder = self._recorder or serve.get_app_handle("recorder")
+                await self._recorder.gather.remote(taken)
             except Exception as error:
                 self.add(taken)
                 logger.warning("metrics kept for later: %s", type(error).__name__)

@@ -32,6 +32,7 @@ class Journal:
         self.rows: dict[tuple[str, str, float], list[Row]] = {}
         self.waiting = self.dropped = 0
         self._shipping: asyncio.Task[None] | None = None
+        self._log: Any = None
 
     def add(self, model: str, version: str, window_hours: float, rows: list[Row]) -> None:
         """Keep rows for the next shipment, or drop and count them when the buffer is full."""
@@ -62,8 +63,10 @@ class Journal:
 
     async def _send(self, model: str, version: str, hours: float, rows: list[Row]) -> None:
         try:
-            log = serve.get_app_handle("profiler").log.options(request_serialization="pickle")
-            await log.remote(model, version, hours, rows)
+            if self._log is None:
+                # Asking for a handle waits for the controller, and plain values need no look at each of them.
+                self._log = serve.get_app_handle("profiler").log.options(request_serialization="pickle")
+            await self._log.remote(model, version, hours, rows)
         except Exception:
             self._drop(len(rows), "profiler")
             logger.exception("profiler did not take rows model=%s rows=%d", model, len(rows))

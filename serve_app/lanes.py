@@ -13,6 +13,7 @@ from forge_core.errors import ServiceUnavailable
 
 Send = Callable[[list[Any]], Awaitable[Sequence[Any]]]
 _Waiting = tuple[Sequence[Any], "asyncio.Future[Sequence[Any]]"]
+_LOOKS = 20
 
 
 class Lane:
@@ -30,15 +31,28 @@ class Lane:
         Batches out at a time.
     max_waiting : int
         Rows that may wait before new ones are turned away.
+    seconds : float
+        How long a caller waits at most. One timer looks after all of them, because a timer each costs more than the
+        row.
     """
 
     def __init__(
-        self, send: Send, *, max_batch: int = 256, max_rows: int = 4096, in_flight: int = 2, max_waiting: int = 20_000
+        self,
+        send: Send,
+        *,
+        max_batch: int = 256,
+        max_rows: int = 4096,
+        in_flight: int = 2,
+        max_waiting: int = 20_000,
+        seconds: float = 30.0,
     ) -> None:
         self._send, self.max_batch, self.max_rows = send, max_batch, max(max_batch, max_rows)
         self.in_flight, self.max_waiting = in_flight, max_waiting
         self._waiting: deque[_Waiting] = deque()
         self._n_waiting = 0
+        self.seconds = seconds
+        self._asked: deque[tuple[float, asyncio.Future[Sequence[Any]]]] = deque()
+        self._watch: asyncio.TimerHandle | None = None
         self._out: set[asyncio.Task[None]] = set()
 
     async def ask(self, rows: Sequence[Any]) -> Sequence[Any]:
@@ -47,7 +61,7 @@ class Lane:
         Raises
         ------
         ServiceUnavailable
-            When too many rows wait already.
+            When too many rows wait already, or no answer came in time.
         """
         if self._n_waiting + len(rows) > self.max_waiting:
             raise ServiceUnavailable(f"{self._n_waiting} rows wait already; retry in a few seconds")
@@ -57,11 +71,23 @@ class Lane:
         return [answer for answers in await asyncio.gather(*pieces) for answer in answers]
 
     def _line_up(self, rows: Sequence[Any]) -> "asyncio.Future[Sequence[Any]]":
-        answers: asyncio.Future[Sequence[Any]] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        answers: asyncio.Future[Sequence[Any]] = loop.create_future()
         self._waiting.append((rows, answers))
+        self._asked.append((loop.time() + self.seconds, answers))
+        if self._watch is None:
+            self._watch = loop.call_later(self.seconds / _LOOKS, self._look, loop)
         self._n_waiting += len(rows)
         self._pump()
         return answers
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Give up whoever has waited too long."""
+        while self._asked and (self._asked[0][1].done() or self._asked[0][0] <= loop.time()):
+            _, answers = self._asked.popleft()
+            if not answers.done():
+                answers.set_exception(ServiceUnavailable(f"no answer came within {self.seconds:g} s; retry later"))
+        self._watch = loop.call_later(self.seconds / _LOOKS, self._look, loop) if self._asked else None
 
     def _pump(self) -> None:
         while self._waiting and len(self._out) < self.in_flight:

@@ -34,11 +34,13 @@ def load_live_version(storage: Storage, model: str, version: str) -> LiveVersion
     """Return a mirrored version with a lane to its Serve application."""
     handle = serve.get_app_handle(variant_name(model, version))
 
-    # Plain values: the usual serialization looks at each of them in Python.
-    score = handle.score.options(request_serialization="pickle", response_serialization="pickle")
+    made: list[Any] = []
 
     async def send(rows: list[Any]) -> Sequence[Any]:
-        return await score.remote(rows)
+        if not made:  # in the event loop, which the handle belongs to from here on
+            # Plain values: the usual serialization looks at each of them in Python.
+            made.append(handle.score.options(request_serialization="pickle", response_serialization="pickle"))
+        return await made[0].remote(rows)
 
     with mirrored_version(storage, model, version) as folder:
         return live_version(folder, model, version, Lane(send))

@@ -92,8 +92,8 @@ def _onnx(file: Path, allow_pickle: bool) -> tuple[CompiledModel, Mapping[str, s
 class FileBoard(Switchboard):
     """A switchboard with one version that never changes."""
 
-    def __init__(self, live: LiveVersion, *, answer_seconds: float = 30.0) -> None:
-        super().__init__("memory://none", live.model, answer_seconds=answer_seconds)
+    def __init__(self, live: LiveVersion) -> None:
+        super().__init__("memory://none", live.model)
         self.live, self.held = {live.model: live}, {live.model: {live.version: live}}
         self.windows = {live.model: None}
 

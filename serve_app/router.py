@@ -33,13 +33,11 @@ class Switchboard:
         Where versions are mirrored.
     default_model : str
         The model of `/predict` and `/model/info`.
-    answer_seconds : float
-        How long a caller waits for a variant at most.
     """
 
-    def __init__(self, storage_url: str, default_model: str, *, answer_seconds: float = 30.0) -> None:
+    def __init__(self, storage_url: str, default_model: str) -> None:
         self.storage = Storage(storage_url)
-        self.default_model, self.answer_seconds = default_model, answer_seconds
+        self.default_model = default_model
         self.live: dict[str, LiveVersion] = {}
         self.held: dict[str, dict[str, LiveVersion]] = {}
         self.windows: Mapping[str, float | None] = {}
@@ -145,7 +143,7 @@ class Switchboard:
         live = self.version_of(model, version)
         rows = self._checked(live, records)
         ids = request_ids if request_ids is not None else _new_ids(len(rows))
-        scores = await self._scores(live, rows)
+        scores = await live.lane.ask(rows)
         elapsed = time.perf_counter() - started
         answers = [answer(live, score) for score in scores]
         labels = (live.model, live.version, "champion" if version is None else "asked")
@@ -183,15 +181,6 @@ class Switchboard:
             n_rows = len({fault.get("row") for fault in error.context["faults"]})
             self.counting.count(REFUSED, (live.model, live.version), n_rows)
             raise
-
-    async def _scores(self, live: LiveVersion, rows: list[tuple[Any, ...]]) -> Sequence[Any]:
-        try:
-            async with asyncio.timeout(self.answer_seconds):
-                return await live.lane.ask(rows)
-        except TimeoutError:
-            raise ServiceUnavailable(
-                f"version {live.version} of {live.model!r} did not answer within {self.answer_seconds:g} s; retry later"
-            ) from None
 
     async def record(self, model: str | None, labels: Sequence[tuple[str, float]], event_time: datetime | None) -> int:
         """Return how many labels were committed to the ledger."""

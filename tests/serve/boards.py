@@ -40,10 +40,10 @@ class StillJournal(Journal):
 class Board(Switchboard):
     """A switchboard whose versions are loaded from `known`; what would be shipped stays."""
 
-    def __init__(self, known: dict[str, Scores], *, seconds: float = 0.002, **options: Any) -> None:
-        super().__init__("memory://none", "m", **options)
+    def __init__(self, known: dict[str, Scores], *, seconds: float = 0.002, patience: float = 30.0) -> None:
+        super().__init__("memory://none", "m")
         self.journal = StillJournal(self.counting)
-        self.known, self.seconds, self.loads = known, seconds, list[str]()
+        self.known, self.seconds, self.patience, self.loads = known, seconds, patience, list[str]()
 
     def _load(self, model: str, version: str) -> LiveVersion:
         self.loads.append(version)
@@ -53,8 +53,8 @@ class Board(Switchboard):
             await asyncio.sleep(self.seconds)
             return scores([row[0] for row in rows])
 
-        columns = CONTRACT.feature_columns
-        return LiveVersion(model, version, CONTRACT, columns, "classification", [0, 1], {}, {}, Lane(send))
+        columns, lane = CONTRACT.feature_columns, Lane(send, seconds=self.patience)
+        return LiveVersion(model, version, CONTRACT, columns, "classification", [0, 1], {}, {}, lane)
 
 
 @contextmanager

@@ -166,10 +166,10 @@ def test_callers_that_leave_disturb_nobody(url: str) -> None:
 
 
 def test_a_variant_that_does_not_answer_is_a_503_and_no_hang() -> None:
-    with served(Board({"1": rising}, seconds=30, answer_seconds=0.2)) as url:
+    with served(Board({"1": rising}, seconds=30, patience=0.2)) as url:
         answer = post(url, "/predict", GOOD)
     assert answer.status_code == 503 and answer.headers["retry-after"] == "5"
-    assert "did not answer within 0.2 s" in answer.json()["detail"]
+    assert "no answer came within 0.2 s" in answer.json()["detail"]
 
 
 def test_a_fault_on_our_side_shows_nothing_of_it() -> None:
