@@ -68,7 +68,7 @@ def _measure_ours(ours: Ours, served: dict[str, Served], folder: Path, *, turned
         if not (watching and not turned):  # the stack comes up watching
             ours.watch(watching)
         for model in MODELS:
-            check("ours", partial(ours.ask, model), served[model])
+            check("ours", partial(ours.ask, model), served[model].records, served[model].onnx_answers, batches=True)
         if watching:
             bodies = write_bodies(folder / "ours", [one_row([r]) for r in served["forest"].records])
             found.watched = _levels("ours", ours.url, "/predict", bodies, LEVELS, ours.key)
@@ -87,7 +87,7 @@ def _measure_ours(ours: Ours, served: dict[str, Served], folder: Path, *, turned
 def _measure_peer(peer: Peer, served: Served, folder: Path) -> Loads:
     own = folder / peer.name.replace(", ", "-").replace(" ", "-")
     with started(peer, served, own) as url:
-        check(peer.name, partial(ask, peer, url), served)
+        check(peer.name, partial(ask, peer, url), served.records, peer.right(served))
         bodies = write_bodies(own / "bodies", [peer.body([record]) for record in served.records])
         return _levels(peer.name, url, peer.path, bodies, LEVELS, idle=lambda: ask(peer, url, served.records[:1]))
 
@@ -95,7 +95,7 @@ def _measure_peer(peer: Peer, served: Served, folder: Path) -> Loads:
 def _measure_mlflow_batches(served: Served, folder: Path) -> Load:
     own = folder / f"MLflow-{served.name}"
     with started(MLFLOW, served, own) as url:
-        check("MLflow", partial(ask, MLFLOW, url), served)
+        check("MLflow", partial(ask, MLFLOW, url), served.records, served.answers, batches=True)
         bodies = write_bodies(own / "bodies", _batches(served, split_frame))
         return _batch(f"MLflow, {served.name}", url, MLFLOW.path, bodies)
 

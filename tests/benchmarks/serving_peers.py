@@ -52,6 +52,10 @@ class Peer:
     body: Callable[[Sequence[Record]], Any]
     answers: Callable[[Any], Any]
 
+    def right(self, served: Served) -> NDArray[np.float64]:
+        """Return the right answers of what it serves."""
+        return served.onnx_answers if "ONNX" in self.name else served.answers
+
 
 @contextmanager
 def started(peer: Peer, served: Served, folder: Path) -> Iterator[str]:
@@ -77,10 +81,19 @@ def started(peer: Peer, served: Served, folder: Path) -> Iterator[str]:
         _stop(server)
 
 
-def check(name: str, ask: Callable[[Sequence[Record]], Any], served: Served, n_rows: int = 40) -> None:
-    """Raise a RuntimeError where a server's answers to single rows are not the pipeline's, or not those of its form."""
-    got = np.array([np.ravel(ask([record]))[0] for record in served.records[:n_rows]], float)
-    _compare(name, got, served.answers[:n_rows])
+def check(
+    name: str,
+    ask: Callable[[Sequence[Record]], Any],
+    records: Sequence[Record],
+    right: NDArray[np.float64],
+    *,
+    batches: bool = False,
+) -> None:
+    """Raise a RuntimeError where a server's answers to single rows, or to all of them at once, are not its model's."""
+    first = np.array([np.ravel(ask([record]))[0] for record in records[:40]], float)
+    _compare(name, first, right[:40])
+    if batches:
+        _compare(f"{name}, {len(records)} rows", np.ravel(ask(records)), right)
 
 
 def ask(peer: Peer, url: str, records: Sequence[Record]) -> NDArray[np.float64]:
