@@ -171,7 +171,7 @@ def _columns(
 ) -> dict[str, list[Any]]:
     lengths = {tensor["shape"][0] for tensor in tensors}
     if len(lengths) > 1:
-        raise not_the_form("inputs", f"expected one number of rows, found {', '.join(map(str, sorted(lengths)))}")
+        raise not_the_form("inputs", f"expected one number of rows, found {', '.join(map(str, sorted(lengths)[:5]))}")
     if max(lengths) > limits.rows:
         raise BodyTooLarge(
             f"expected at most {limits.rows} rows a request, found {max(lengths)}; send several requests"
@@ -209,9 +209,10 @@ def _wanted(outputs: Any, live: LiveVersion, binary_data: bool) -> tuple[tuple[s
         raise not_the_form("outputs", "expected a list of objects with a name")
     binary: dict[str, bool] = {}
     for output in outputs:
-        name, parameters = output["name"], parameters_of(output, f"outputs.{output['name']}.parameters")
+        name = output["name"]
         if name not in known or name in binary:
             raise not_the_form(f"outputs.{name[:80]}", f"expected each of {', '.join(known)} at most once")
+        parameters = parameters_of(output, f"outputs.{name}.parameters")
         if more := sorted(parameters.keys() & {"classification", "shared_memory_region"}):
             raise not_the_form(f"outputs.{name}.parameters.{more[0]}", "is not offered here")
         binary[name] = bool(parameters.get("binary_data", binary_data))

@@ -7,7 +7,7 @@ from serve_app.live_version import LiveVersion
 from serve_app.open_inference import LONGEST_ID
 from serve_app.operations import MODEL, VERSION_IN_PATH, operation, ref
 from serve_app.schemas import COUNT, TEXT, Schema, an_object
-from serve_app.tensors import DATATYPES, OF_KIND
+from serve_app.tensors import DATATYPES, LONGEST_NAME, OF_KIND
 
 _PARAMETERS: Schema = {"type": ["object", "null"]}
 _FLAG: Schema = {"type": "boolean"}
@@ -55,7 +55,12 @@ def v2_schemas() -> dict[str, Schema]:
     """Return the forms of requests and replies by name."""
     names = {"type": "array", "items": TEXT}
     shape = {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 1, "maxItems": 2}
-    tensor = {"name": TEXT, "datatype": {"enum": list(DATATYPES)}, "shape": shape, "parameters": _PARAMETERS}
+    tensor = {
+        "name": {**TEXT, "maxLength": LONGEST_NAME},
+        "datatype": {"enum": list(DATATYPES)},
+        "shape": shape,
+        "parameters": _PARAMETERS,
+    }
     data = {"type": "array", "description": "Flat in row-major order or nested; null is missing."}
     output = {"name": TEXT, "parameters": _PARAMETERS}
     said = an_object({"name": TEXT, "datatype": TEXT, "shape": {"type": "array", "items": {"type": "integer"}}})

@@ -28,6 +28,7 @@ OF_KIND: dict[Kind, tuple[str, ...]] = {
     "boolean": ("BOOL",),
     "datetime": ("BYTES",),
 }
+LONGEST_NAME = 500
 _MISSING = type(None)
 _JSON = {"BOOL": ({bool, _MISSING}, "true or false"), "BYTES": ({str, _MISSING}, "texts")}
 _FLOATS = ({float, int, _MISSING}, "numbers")
@@ -58,8 +59,8 @@ def checked_tensors(inputs: Any) -> list[dict[str, Any]]:
     names: set[str] = set()
     for number, tensor in enumerate(inputs):
         name, datatype, shape = tensor.get("name"), tensor.get("datatype"), tensor.get("shape")
-        if not isinstance(name, str) or name in names:
-            raise not_the_form(f"inputs.{number}.name", "expected text, each name once")
+        if not isinstance(name, str) or len(name) > LONGEST_NAME or name in names:
+            raise not_the_form(f"inputs.{number}.name", f"expected text of at most {LONGEST_NAME} characters, once")
         names.add(name)
         if datatype not in DATATYPES:
             raise not_the_form(f"inputs.{name}.datatype", f"expected one of {', '.join(DATATYPES)}")

@@ -91,7 +91,11 @@ class _V2Routes:
         """Tell a model's inputs and outputs."""
         await let_in(self.admit, request)
         live = self.board.version_of(*_asked(request))
-        return json_reply(model_metadata(live, sorted(self.board.held.get(live.model, {}))))
+        return json_reply(
+            model_metadata(
+                live, sorted(self.board.held.get(live.model, {}), key=lambda version: (len(version), version))
+            )
+        )
 
     async def model_ready(self, request: Request) -> Response:
         """Tell that a model answers."""

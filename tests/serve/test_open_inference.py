@@ -126,7 +126,13 @@ def test_only_the_wanted_outputs_are_answered_in_their_order(versions: Versions)
     assert reply["outputs"][0]["data"] == ["x"] and "id" not in infer_reply(
         live, parsed(live, inputs), scored(live, request)
     )
-    for wanted in ([{"name": "logits"}], [{"name": "prediction"}] * 2, {"name": "prediction"}, [3]):
+    for wanted in (
+        [{"name": "logits" * 1000, "parameters": 1}],
+        [{"name": "logits"}],
+        [{"name": "prediction"}] * 2,
+        {"name": "prediction"},
+        [3],
+    ):
         with pytest.raises(NotTheForm, match=r"outputs"):
             parsed(live, inputs, outputs=wanted)
     with pytest.raises(NotTheForm, match=r"outputs.probability: expected each of prediction, request_id"):
@@ -138,7 +144,8 @@ FAULTY: dict[str, tuple[Any, str]] = {
     "empty": ([], "at least one tensor"),
     "no object": ([1], "list of at least one tensor"),
     "no name": ([{"datatype": "FP64", "shape": [1], "data": [1]}], "inputs.0.name"),
-    "twice": ([*tensors(), tensors()[0]], "inputs.8.name: expected text, each name once"),
+    "twice": ([*tensors(), tensors()[0]], "inputs.8.name: expected text of at most 500 characters, once"),
+    "a long name": ([tensor("n" * 10_000, [1.0])], "inputs.0.name: expected text"),
     "lower case": ([tensor("distance", [1.0], "fp64")], "inputs.distance.datatype: expected one of BOOL"),
     "no datatype": ([{"name": "distance", "shape": [1], "data": [1]}], "inputs.distance.datatype"),
     "list as datatype": ([tensor("distance", [1.0], ["FP64"])], "inputs.distance.datatype"),  # type: ignore[arg-type]
