@@ -189,9 +189,9 @@ class _Routes:
             return None
         try:
             moment = datetime.fromisoformat(told)
-        except ValueError:
+            return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+        except (ValueError, OverflowError):  # the latter at the edges of the calendar
             raise not_the_form("X-Forge-Event-Time", "expected an ISO 8601 time") from None
-        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
 def _model(request: Request) -> str | None:

@@ -109,6 +109,7 @@ def test_records_and_columns_get_the_same_answers_in_order(url: str) -> None:
         ({"X-Request-ID": "a" * 129}, 422),
         ({"X-Forge-Version": "99"}, 404),
         ({"X-Forge-Event-Time": "yesterday"}, 422),
+        ({"X-Forge-Event-Time": "0001-01-01T00:00:00+14:00"}, 422),
         ({"X-Forge-Event-Time": "2013-04-01T10:00:00Z"}, 200),
     ],
 )
