@@ -125,6 +125,13 @@ class ServeClient:
         """Return every Serve application with its status (RUNNING, DEPLOYING, DEPLOY_FAILED …)."""
         return {name: app["status"] for name, app in self._statuses().items()}
 
+    def replicas(self) -> dict[str, list[int]]:
+        """Return the process ids of each application's running replicas."""
+        return {
+            name: [r["pid"] for d in app["deployments"].values() for r in d["replicas"] if r["state"] == "RUNNING"]
+            for name, app in self._statuses().items()
+        }
+
     def _live_table(self) -> Table:
         """Read the table back from Serve itself, so that a head restart (which forgets all) is seen."""
         router = self._statuses().get("router")
