@@ -106,9 +106,10 @@ class ServeClient:
 
     def _changed(self, variants: Iterable[tuple[str, str]], table: Table) -> list[str]:
         """Return the applications that Serve was last told otherwise: other replicas, windows, arguments."""
-        told = {name: app.get("deployed_app_config") for name, app in self._statuses().items()}
-        apps = self.config.compose(variants, table)["applications"]
-        return sorted(app["name"] for app in apps if told.get(app["name"]) != app)
+        told = {name: app.get("deployed_app_config") or {} for name, app in self._statuses().items()}
+        apps = {app["name"]: app for app in self.config.compose(variants, table)["applications"]}
+        # Serve writes keys of its own beside ours, such as the logging that all applications share.
+        return sorted(n for n, app in apps.items() if {key: told.get(n, {}).get(key) for key in app} != app)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

@@ -18,7 +18,9 @@ from forge_core.policy import ServingPolicy, load_policies
 from forge_core.settings import Settings
 
 # What Ray reads when Serve starts: HAProxy instead of the Python proxy, and logs where a container shows them.
+# A request that a router took with it to its end goes to another: a prediction or a label sent twice counts once.
 SERVE_VARIABLES = {
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_LOG_TO_STDERR": "1",

@@ -18,6 +18,7 @@ from forge_core.deployment.go_back import go_back
 from forge_core.deployment.go_live import go_live
 from forge_core.deployment.replay_rows import to_records
 from forge_core.deployment.serve_client import get_serve_client
+from forge_core.errors import ForgeError
 from forge_core.ledger import Ledger
 from forge_core.models.version import VersionFolder
 from forge_core.policy import load_policy
@@ -114,7 +115,8 @@ class Ground:
         return go_back(self.ledger, self.registry, get_serve_client(self.settings), MODEL, **_WHO)
 
     def scale(self, *, router: dict[str, Any], serving: dict[str, Any]) -> None:
-        """Write other replicas into both files and bring them to the running Serve."""
+        """Write other replicas into both files and bring them to the running Serve, which must restart none."""
+        before = {p.pid for kind in ("router", "variant") for p in self.replicas(kind)[:1]}
         template = yaml.safe_load(self.settings.serve_file.read_text())
         deployment = next(a for a in template["applications"] if a["name"] == "router")["deployments"][0]
         for key in ("num_replicas", "autoscaling_config"):
@@ -124,7 +126,17 @@ class Ground:
         policies = yaml.safe_load(self.settings.policy_file.read_text())
         policies["models"][MODEL]["serving"] = serving
         self.settings.policy_file.write_text(yaml.safe_dump(policies, sort_keys=False))
-        get_serve_client(self.settings).reconcile(self.ledger)
+        told: list[str] = []
+        serve = get_serve_client(self.settings)
+        serve.reconcile(self.ledger, progress=told.append)
+        if not told or not told[0].startswith("changing router, variant-"):
+            raise ForgeError(f"expected router and variant to be changed, found: {told}")
+        if gone := before - {p.pid for kind in ("router", "variant") for p in self.replicas(kind)}:
+            raise ForgeError(f"other numbers of replicas restarted the processes {sorted(gone)}")
+        told.clear()
+        serve.reconcile(self.ledger, progress=told.append)
+        if told:
+            raise ForgeError(f"expected nothing to change a second time, found: {told}")
 
     def load(self, steps: Sequence[tuple[int, float | None]]) -> Load:
         """Return the load on this stack's `/predict`; it runs as a context."""
