@@ -51,7 +51,10 @@ def run(only: Sequence[str] = ()) -> bool:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.prove serving", description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="default: all")
+    # The empty list is what argparse holds against the choices where no part is named.
+    parser.add_argument(
+        "parts", nargs="*", choices=[[], *PARTS], metavar="PART", help=f"{', '.join(PARTS)}; default: all"
+    )
     parser.add_argument("--swaps", type=int, default=30)
     parser.add_argument("--rollbacks", type=int, default=None, help="default: a third of the swaps")
     parser.add_argument("--seconds", type=float, default=300.0, help="of the kills, and of the step of load by half")

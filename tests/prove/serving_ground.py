@@ -116,7 +116,7 @@ class Ground:
 
     def scale(self, *, router: dict[str, Any], serving: dict[str, Any]) -> None:
         """Write other replicas into both files and bring them to the running Serve, which must restart none."""
-        before = {p.pid for kind in ("router", "variant") for p in self.replicas(kind)[:1]}
+        before = {kind: {p.pid for p in self.replicas(kind)} for kind in ("router", "variant")}
         template = yaml.safe_load(self.settings.serve_file.read_text())
         deployment = next(a for a in template["applications"] if a["name"] == "router")["deployments"][0]
         for key in ("num_replicas", "autoscaling_config"):
@@ -131,8 +131,9 @@ class Ground:
         serve.reconcile(self.ledger, progress=told.append)
         if not told or not told[0].startswith("changing router, variant-"):
             raise ForgeError(f"expected router and variant to be changed, found: {told}")
-        if gone := before - {p.pid for kind in ("router", "variant") for p in self.replicas(kind)}:
-            raise ForgeError(f"other numbers of replicas restarted the processes {sorted(gone)}")
+        for kind, pids in before.items():
+            if pids.isdisjoint(p.pid for p in self.replicas(kind)):
+                raise ForgeError(f"another number of replicas restarted every {kind} of {sorted(pids)}")
         told.clear()
         serve.reconcile(self.ledger, progress=told.append)
         if told:
