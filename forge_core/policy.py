@@ -120,6 +120,42 @@ class RetrainPolicy(_Section):
     trials: int = Field(4, ge=1, le=1000, description="Trials of a retraining's search; the champion's point is one.")
 
 
+class AutoscalingPolicy(_Section):
+    """Between how many replicas, and when one is added or taken away."""
+
+    min_replicas: int = Field(1, ge=1)
+    max_replicas: int = Field(ge=1)
+    target_ongoing_requests: float = Field(
+        1.0, gt=0, description="Batches at work or waiting per replica; each router has at most two out."
+    )
+    upscale_delay_s: float = Field(5.0, ge=0, description="Seconds that the load stays high before replicas come.")
+    downscale_delay_s: float = Field(60.0, ge=0, description="Seconds that it stays low before they go.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "AutoscalingPolicy":
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas {self.max_replicas} is below min_replicas {self.min_replicas}")
+        return self
+
+
+class ServingPolicy(_Section):
+    """How many replicas a model's versions have; what is not said stays as deployments/serve.yaml has it."""
+
+    replicas: int | None = Field(None, ge=1, description="A fixed number of replicas.")
+    autoscaling: AutoscalingPolicy | None = None
+    num_cpus: float | None = Field(None, ge=0, description="CPUs that Ray sets aside per replica (serve.yaml: 0).")
+    max_ongoing_requests: int | None = Field(None, ge=1, description="Batches that a replica takes at a time.")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "ServingPolicy":
+        if self.replicas is not None and self.autoscaling is not None:
+            raise ValueError("either `replicas` or `autoscaling`, not both")
+        most, target = self.max_ongoing_requests, self.autoscaling.target_ongoing_requests if self.autoscaling else 0.0
+        if most is not None and most < target:
+            raise ValueError(f"max_ongoing_requests {most} below target_ongoing_requests {target:g} never scales up")
+        return self
+
+
 class ModelPolicy(_Section):
     """All sections for one model."""
 
@@ -128,6 +164,7 @@ class ModelPolicy(_Section):
     gate: GatePolicy = GatePolicy()
     monitor: MonitorPolicy = MonitorPolicy()
     retrain: RetrainPolicy = RetrainPolicy()
+    serving: ServingPolicy = ServingPolicy()
 
 
 def load_policies(path: str | Path) -> dict[str, ModelPolicy]:

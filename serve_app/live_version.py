@@ -1,18 +1,23 @@
 """One version as the router sees it: what it accepts, what it says of itself, and the way to its variant."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ray import serve
+from ray.exceptions import RayActorError
 
 from forge_core.data.contracts import Contract
 from forge_core.deployment.mirror import mirrored_version
 from forge_core.deployment.routing_table import variant_name
+from forge_core.errors import ServiceUnavailable
 from forge_core.models.version import VersionFolder
 from forge_core.statistics.quality import Task
 from forge_core.storage import Storage
-from serve_app.lanes import Lane
+from serve_app.lanes import Lane, Send
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ def load_live_version(storage: Storage, model: str, version: str) -> LiveVersion
         return await made[0].remote(rows)
 
     with mirrored_version(storage, model, version) as folder:
-        return live_version(folder, model, version, Lane(send))
+        return live_version(folder, model, version, Lane(outliving_replicas(send)))
 
 
 def live_version(folder: VersionFolder, model: str, version: str, lane: Lane) -> LiveVersion:
@@ -62,6 +67,27 @@ def live_version(folder: VersionFolder, model: str, version: str, lane: Lane) ->
     }
     columns, classes = contract.feature_columns, folder.classes or []
     return LiveVersion(model, version, contract, columns, folder.task, classes, info, example, lane)
+
+
+def outliving_replicas(send: Send, tries: int = 3) -> Send:
+    """Return a `send` that asks another replica where one died with the batch: scoring twice changes nothing.
+
+    Raises
+    ------
+    ServiceUnavailable
+        From the returned function, when every try met a replica that died.
+    """
+
+    async def send_again(rows: list[Any]) -> Sequence[Any]:
+        for number in range(1, tries + 1):
+            try:
+                return await send(rows)
+            except RayActorError as error:
+                logger.warning("a replica died with its batch rows=%d try=%d", len(rows), number)
+                lost = error
+        raise ServiceUnavailable(f"{tries} replicas died with these rows; retry in a few seconds") from lost
+
+    return send_again
 
 
 def answer(live: LiveVersion, score: float | list[float]) -> tuple[Any, float | None]:

@@ -4,6 +4,7 @@ python -m forge_core.deployment status | reconcile
 python -m forge_core.deployment history MODEL | live MODEL --at TIME
 python -m forge_core.deployment approve | decline MODEL VERSION --by NAME --reason WHY
 python -m forge_core.deployment rollback MODEL
+python -m forge_core.deployment rayservice [--name NAME] [--image IMAGE]
 """
 
 import argparse
@@ -14,10 +15,15 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
 import pandas as pd
+import yaml
 
+from forge_core import __version__
 from forge_core.deployment.go_back import go_back, name_roles
+from forge_core.deployment.rayservice import ray_service
 from forge_core.deployment.routing import approve, decline, read_history, read_state
+from forge_core.deployment.routing_table import desired_table, held_versions
 from forge_core.deployment.serve_client import get_serve_client
+from forge_core.deployment.serve_config import get_serve_config
 from forge_core.deployment.stages import TRANSITIONS, live_at
 from forge_core.errors import ForgeError
 from forge_core.ledger import Ledger
@@ -60,6 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     back.add_argument("model")
     back.add_argument("--by", default=getpass.getuser())
     back.add_argument("--reason", default="asked for at a terminal")
+    service = commands.add_parser("rayservice", help="print what is live as a KubeRay manifest")
+    service.add_argument("--name", default="forge")
+    service.add_argument("--image", default=f"mlops-forge:{__version__}")
     return parser
 
 
@@ -77,6 +86,17 @@ def _status(ledger: Ledger, settings: Settings, chosen: argparse.Namespace) -> N
 
 def _reconcile(ledger: Ledger, settings: Settings, chosen: argparse.Namespace) -> None:
     get_serve_client(settings).reconcile(ledger, progress=logging.info)
+
+
+def _rayservice(ledger: Ledger, settings: Settings, chosen: argparse.Namespace) -> None:
+    for name, url in (("FORGE_STORAGE_URL", settings.storage), ("FORGE_LEDGER_URL", settings.ledger)):
+        if "://" not in url or url.startswith(("sqlite", "file")):
+            logging.warning("%s is %s, which no pod can reach; set it to a server's URL", name, url)
+    # Not the local profile, which trusts whoever calls.
+    config = get_serve_config(settings.model_copy(update={"profile": "cluster"}))
+    table = desired_table(read_state(ledger)[1], {}, None)
+    manifest = ray_service(config.compose(held_versions(table), table), name=chosen.name, image=chosen.image)
+    yaml.safe_dump(manifest, sys.stdout, sort_keys=False)
 
 
 def _history(ledger: Ledger, settings: Settings, chosen: argparse.Namespace) -> None:
@@ -111,6 +131,7 @@ def _rollback(ledger: Ledger, settings: Settings, chosen: argparse.Namespace) ->
 _COMMANDS: dict[str, Callable[[Ledger, Settings, argparse.Namespace], None]] = {
     "status": _status,
     "reconcile": _reconcile,
+    "rayservice": _rayservice,
     "history": _history,
     "live": _live,
     "approve": _judge,

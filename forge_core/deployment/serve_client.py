@@ -9,7 +9,6 @@ The table has candidates too, which the router holds and gives no traffic. A can
 deployment that tries it: after a restart nobody waits for one that a killed deployment left behind.
 """
 
-import copy
 import fcntl
 import hashlib
 import logging
@@ -22,13 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import yaml
 
 from forge_core.deployment.routing import State, read_state
 from forge_core.deployment.routing_table import Table, desired_table, held_versions, names_of, told_table, variant_name
+from forge_core.deployment.serve_config import ServeConfig, get_serve_config
 from forge_core.errors import ConfigurationError, ModelError, ServiceUnavailable
 from forge_core.ledger import Ledger
-from forge_core.policy import load_policies
 from forge_core.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -41,60 +39,23 @@ class ServeClient:
     ----------
     dashboard_url : str
         Base URL of Ray's dashboard.
+    config : ServeConfig
+        What the configuration is composed of.
     token : str, optional
         Ray's authentication token.
-    template_file : Path
-        `deployments/serve.yaml`: the applications `router`, `profiler`, `recorder` and the pattern `variant`.
-    host, port : str, int
-        Where the prediction API listens.
-    arguments : mapping
-        Passed to every application builder: storage and ledger URLs, profile, default model.
     api_key : str
         What our own calls to the prediction API show.
-    windows : mapping
-        Hours of each model's profiling window; None for one that is not watched.
     """
 
-    def __init__(
-        self,
-        dashboard_url: str,
-        *,
-        template_file: Path,
-        host: str,
-        port: int,
-        arguments: Mapping[str, Any],
-        windows: Mapping[str, float | None],
-        token: str | None = None,
-        api_key: str = "",
-    ) -> None:
+    def __init__(self, dashboard_url: str, config: ServeConfig, *, token: str | None = None, api_key: str = "") -> None:
         self.url = f"{dashboard_url}/api/serve/applications/"
         self.headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self.template_file, self.host, self.port = template_file, host, port
-        self.api_key = api_key
-        self.arguments, self.windows = dict(arguments), dict(windows)
-
-    def compose(self, variants: Iterable[tuple[str, str]], table: Table) -> dict[str, Any]:
-        """Return the Serve configuration that runs these (model, version) pairs and routes by this table."""
-        template = self._template()
-        patterns = {app["name"]: app for app in template.pop("applications")}
-        pattern = patterns.pop("variant")
-        apps = []
-        for app in patterns.values():
-            app["args"] = {**self.arguments, **app.get("args", {})}
-            if app["name"] == "router":
-                _deployment(app, "Router")["user_config"] = {"models": table, "windows": self.windows}
-            apps.append(app)
-        for model, version in sorted(set(variants)):
-            app = copy.deepcopy(pattern)
-            app["name"] = variant_name(model, version)
-            app["args"] = {**self.arguments, **app.get("args", {}), "model": model, "version": version}
-            apps.append(app)
-        return {**template, "http_options": {"host": self.host, "port": self.port}, "applications": apps}
+        self.config, self.api_key = config, api_key
 
     @property
     def api_url(self) -> str:
         """Base URL of the prediction API."""
-        return f"http://{self.host}:{self.port}"
+        return f"http://{self.config.host}:{self.config.port}"
 
     def reconcile(
         self,
@@ -139,7 +100,18 @@ class ServeClient:
         if old - new or stray:
             progress(f"removing {', '.join(sorted(stray)) or names_of(old - new)}")
             self._put(new, wanted)
+        elif changed := self._changed(new, wanted):
+            progress(f"changing {', '.join(changed)}")
+            self._put(new, wanted)
+            self._wait(new, timeout, progress)
         return wanted
+
+    def _changed(self, variants: Iterable[tuple[str, str]], table: Table) -> list[str]:
+        """Return the applications that Serve was last told otherwise: other replicas, windows, arguments."""
+        told = {name: app.get("deployed_app_config") or {} for name, app in self._statuses().items()}
+        apps = {app["name"]: app for app in self.config.compose(variants, table)["applications"]}
+        # Serve writes keys of its own beside ours, such as the logging that all applications share.
+        return sorted(n for n, app in apps.items() if {key: told.get(n, {}).get(key) for key in app} != app)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -156,10 +128,12 @@ class ServeClient:
         """Return every Serve application with its status (RUNNING, DEPLOYING, DEPLOY_FAILED …)."""
         return {name: app["status"] for name, app in self._statuses().items()}
 
-    def _template(self) -> dict[str, Any]:
-        if not self.template_file.is_file():
-            raise ConfigurationError(f"expected Serve's template at {self.template_file}, found none")
-        return yaml.safe_load(self.template_file.read_text())
+    def replicas(self) -> dict[str, list[int]]:
+        """Return the process ids of each application's running replicas."""
+        return {
+            name: [r["pid"] for d in app["deployments"].values() for r in d["replicas"] if r["state"] == "RUNNING"]
+            for name, app in self._statuses().items()
+        }
 
     def _live_table(self) -> Table:
         """Read the table back from Serve itself, so that a head restart (which forgets all) is seen."""
@@ -175,7 +149,7 @@ class ServeClient:
         return self._request("GET").json().get("applications", {})
 
     def _put(self, variants: Iterable[tuple[str, str]], table: Table) -> None:
-        answer = self._request("PUT", json=self.compose(variants, table))
+        answer = self._request("PUT", json=self.config.compose(variants, table))
         if answer.status_code >= 400:
             raise ConfigurationError(f"Serve refused the configuration: {answer.text[:500]}")
 
@@ -217,29 +191,9 @@ class ServeClient:
 
 def get_serve_client(settings: Settings) -> ServeClient:
     """Return a client with the settings' addresses; the token comes from Ray's own variables."""
-    policies = load_policies(settings.policy_file)
     token_file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
     token = os.environ.get("RAY_AUTH_TOKEN") or (token_file.read_text().strip() if token_file.is_file() else None)
-    return ServeClient(
-        settings.dashboard_url,
-        token=token,
-        template_file=settings.serve_file,
-        host=settings.host,
-        port=settings.api_port,
-        arguments={
-            "storage_url": settings.storage,
-            "ledger_url": settings.ledger,
-            "profile": settings.profile,
-            "default_model": settings.model,
-            "open_without_key": settings.open_without_key,
-        },
-        api_key=settings.api_key,
-        windows={n: p.monitor.window_hours if p.monitor.watch else None for n, p in policies.items()},
-    )
-
-
-def _deployment(app: dict[str, Any], name: str) -> dict[str, Any]:
-    return next(d for d in app["deployments"] if d["name"] == name)
+    return ServeClient(settings.dashboard_url, get_serve_config(settings), token=token, api_key=settings.api_key)
 
 
 def _reason(app: Mapping[str, Any]) -> str:

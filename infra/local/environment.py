@@ -6,6 +6,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from forge_core.deployment.serve_config import SERVE_VARIABLES
 from forge_core.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,10 +45,8 @@ _FIXED = {
     "RAY_AUTH_MODE": "token",
     # One node has nowhere to drain to; `make down` shuts the applications down itself.
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "2",
-    "RAY_SERVE_ENABLE_HA_PROXY": "1",
-    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    **SERVE_VARIABLES,
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
-    "RAY_SERVE_LOG_TO_STDERR": "1",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
 }
 

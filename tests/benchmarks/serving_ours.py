@@ -69,7 +69,7 @@ class Ours:
         """Switch profile and prediction log."""
         serve = get_serve_client(self.settings)
         table = desired_table(read_state(Ledger(self.settings.ledger))[1], {}, None)
-        configuration = serve.compose(held_versions(table), table)
+        configuration = serve.config.compose(held_versions(table), table)
         if not on:
             _without_watching(configuration)
         httpx.put(serve.url, json=configuration, headers=serve.headers, trust_env=False, timeout=60).raise_for_status()

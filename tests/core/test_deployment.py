@@ -1,6 +1,7 @@
 """The desired serving state, the order in which Serve is brought to it, the rows of a replay, and their comparison."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pandera.pandas as pa
 import pytest
+from pydantic import ValidationError
 
 from forge_core.data.contracts import Contract
 from forge_core.data.loaders import get_data_loader
@@ -18,12 +20,13 @@ from forge_core.deployment.offline_path import Offline
 from forge_core.deployment.replay_rows import NEVER_SEEN, choose_rows, plant_faults, to_records
 from forge_core.deployment.routing import dismiss, nominate, promote, read_state, roll_back, withdraw
 from forge_core.deployment.serve_client import ServeClient
+from forge_core.deployment.serve_config import ServeConfig
 from forge_core.deployment.served_path import Answer
 from forge_core.deployment.stages import live_at
 from forge_core.errors import Conflict, ModelError, ModelNotFound
 from forge_core.ledger import Ledger
 from forge_core.models.version import VersionFolder
-from forge_core.policy import DataPolicy, GatePolicy
+from forge_core.policy import AutoscalingPolicy, DataPolicy, GatePolicy, ServingPolicy
 from forge_core.storage import Storage
 from forge_core.training import candidate
 from forge_core.training.candidate import Recipe
@@ -103,24 +106,18 @@ class RecordedServe(ServeClient):
     """Serve's REST API in memory: an application runs as soon as it is put, but for those that fail."""
 
     def __init__(self, failing: tuple[str, ...] = ()) -> None:
-        super().__init__(
-            "http://none",
-            template_file=Path("deployments/serve.yaml"),
-            host="127.0.0.1",
-            port=1,
-            arguments={},
-            windows={},
-        )
-        self.failing, self.puts, self.config = failing, list[tuple[list[str], dict[str, Any]]](), dict[str, Any]()
+        config = ServeConfig(Path("deployments/serve.yaml"), "127.0.0.1", 1, arguments={}, windows={}, serving={})
+        super().__init__("http://none", config)
+        self.failing, self.puts, self.told = failing, list[tuple[list[str], dict[str, Any]]](), dict[str, Any]()
 
     def _request(self, method: str, **options: Any) -> Any:
         import httpx
 
         if method == "PUT":
-            self.config = options["json"]
-            variants = [a["name"] for a in self.config["applications"] if a["name"].startswith("variant-")]
+            self.told = options["json"]
+            variants = [a["name"] for a in self.told["applications"] if a["name"].startswith("variant-")]
             self.puts.append((variants, self.table))
-        apps = {a["name"]: self._status(a) for a in self.config.get("applications", [])}
+        apps = {a["name"]: self._status(a) for a in self.told.get("applications", [])}
         return httpx.Response(200, json={"applications": apps})
 
     def _status(self, app: dict[str, Any]) -> dict[str, Any]:
@@ -129,7 +126,7 @@ class RecordedServe(ServeClient):
 
     @property
     def table(self) -> dict[str, Any]:
-        router = next(a for a in self.config["applications"] if a["name"] == "router")
+        router = next(a for a in self.told["applications"] if a["name"] == "router")
         return router["deployments"][0]["user_config"]["models"]
 
 
@@ -185,6 +182,54 @@ def test_after_a_restart_a_candidate_that_was_left_behind_is_not_loaded(ledger: 
     assert serve.reconcile(ledger, trying="n") == table
     # While a deployment tries it, every other reconcile leaves it where it is.
     assert serve.reconcile(ledger) == table
+
+
+def test_changed_scaling_and_windows_reach_a_running_serve_and_nothing_else_does(ledger: Ledger) -> None:
+    serve = RecordedServe()
+    for model in ("m", "n"):
+        bring_live(ledger, model, "1")
+    serve.reconcile(ledger)
+    serve.puts.clear()
+    serve.reconcile(ledger)
+    assert not serve.puts
+    before = {app["name"]: app for app in serve.told["applications"]}
+    serve.config = replace(serve.config, windows={"m": 6.0}, serving={"n": ServingPolicy(replicas=2)})
+    told: list[str] = []
+    serve.reconcile(ledger, progress=told.append)
+    after = {app["name"]: app for app in serve.told["applications"]}
+    assert len(serve.puts) == 1 and told[0] == "changing router, variant-n-v1"
+    assert {name for name in after if after[name] != before[name]} == {"router", "variant-n-v1"}
+    assert after["router"]["deployments"][0]["user_config"]["windows"] == {"m": 6.0}
+    assert after["variant-n-v1"]["deployments"][0]["num_replicas"] == 2
+    serve.reconcile(ledger)
+    assert len(serve.puts) == 1
+
+
+def test_a_policy_scales_its_models_versions_over_the_pattern() -> None:
+    scaled = AutoscalingPolicy(max_replicas=4)
+    serving = {"m": ServingPolicy(autoscaling=scaled, num_cpus=0.5, max_ongoing_requests=8), "n": ServingPolicy()}
+    config = replace(RecordedServe().config, serving=serving)
+    apps = {a["name"]: a["deployments"][0] for a in config.compose([("m", "1"), ("n", "2")], {})["applications"]}
+    assert "num_replicas" not in apps["variant-m-v1"] and apps["variant-n-v2"]["num_replicas"] == 1
+    assert apps["variant-m-v1"]["autoscaling_config"]["max_replicas"] == 4
+    assert apps["variant-m-v1"]["max_ongoing_requests"] == 8
+    assert apps["variant-m-v1"]["ray_actor_options"] == {"num_cpus": 0.5}
+    assert apps["variant-n-v2"]["ray_actor_options"] == {"num_cpus": 0}
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"replicas": 2, "autoscaling": {"max_replicas": 2}}, "not both"),
+        ({"replicas": 0}, "greater than or equal to 1"),
+        ({"autoscaling": {"min_replicas": 3, "max_replicas": 2}}, "max_replicas 2 is below min_replicas 3"),
+        ({"autoscaling": {"max_replicas": 2, "target_ongoing_requests": 4}, "max_ongoing_requests": 3}, "never scales"),
+        ({"replica": 2}, "Extra inputs"),
+    ],
+)
+def test_scaling_that_cannot_be_is_refused(fields: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValidationError, match=told):
+        ServingPolicy.model_validate(fields)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import re
 import subprocess
 import tomllib
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,11 @@ import yaml
 from pydantic import AliasChoices, BaseModel
 
 import forge_core
-from forge_core.settings import Settings
+from forge_core.deployment.__main__ import main as deployment_command
+from forge_core.deployment.routing import nominate, promote
+from forge_core.deployment.serve_config import SERVE_VARIABLES, get_serve_config
+from forge_core.ledger import Ledger
+from forge_core.settings import Settings, get_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -149,25 +154,85 @@ def test_every_deployment_starts_a_flow_with_parameters_that_it_has(deployment: 
     assert flow.name == name and given <= parameters
 
 
-def test_the_serve_configuration_has_no_unknown_keys() -> None:
-    from ray.serve.schema import DeploymentSchema, ServeApplicationSchema, ServeDeploySchema
+def check_serve_configuration(config: dict[str, Any]) -> None:
+    """Fail where Serve would refuse the configuration, or leave a key of it unread, as it does without a word."""
+    from ray.serve.config import AutoscalingConfig
+    from ray.serve.schema import (
+        DeploymentSchema,
+        HTTPOptionsSchema,
+        LoggingConfig,
+        RayActorOptionsSchema,
+        ServeApplicationSchema,
+        ServeDeploySchema,
+    )
 
-    from forge_core.deployment.serve_client import get_serve_client
-
-    config = get_serve_client(Settings()).compose([("flights", "1")], {"flights": {"champion": "1"}})
     ServeDeploySchema.model_validate(config)
 
-    def unknown(value: dict[str, Any], schema: type[BaseModel]) -> set[str]:
-        return set(value) - set(schema.model_fields)
+    def check(value: dict[str, Any], schema: type[BaseModel]) -> None:
+        assert set(value) <= set(schema.model_fields), (schema.__name__, set(value) - set(schema.model_fields))
 
-    assert not unknown(config, ServeDeploySchema)
+    check(config, ServeDeploySchema)
+    check(config["http_options"], HTTPOptionsSchema)
+    check(config["logging_config"], LoggingConfig)
     for app in config["applications"]:
-        assert not unknown(app, ServeApplicationSchema)
+        check(app, ServeApplicationSchema)
         module, _, name = app["import_path"].partition(":")
         assert callable(getattr(importlib.import_module(module), name))
         for deployment in app["deployments"]:
-            assert not unknown(deployment, DeploymentSchema)
-    assert "variant-flights-v1" in [app["name"] for app in config["applications"]]
+            check(deployment, DeploymentSchema)
+            check(deployment["ray_actor_options"], RayActorOptionsSchema)
+            check(deployment.get("autoscaling_config", {}), AutoscalingConfig)
+
+
+@pytest.fixture
+def config_files(tmp_path: Path) -> Settings:
+    """Settings with policies that scale in both ways, over the real template."""
+    policies = yaml.safe_load((ROOT / "deployments" / "policy.yaml").read_text())
+    scaled = {"min_replicas": 1, "max_replicas": 4}
+    policies["models"]["flights"]["serving"] = {"autoscaling": scaled, "num_cpus": 0.5, "max_ongoing_requests": 8}
+    policies["models"]["sample"]["serving"] = {"replicas": 2}
+    (tmp_path / "policy.yaml").write_text(yaml.safe_dump(policies))
+    return Settings(home=tmp_path, policy_file=tmp_path / "policy.yaml", model="flights", tracking_uri="")
+
+
+def test_the_serve_configuration_has_no_unknown_keys(config_files: Settings) -> None:
+    table = {"flights": {"champion": "1"}, "sample": {"champion": "2"}}
+    for settings in (Settings(), config_files):
+        config = get_serve_config(settings).compose([("flights", "1"), ("sample", "2")], table)
+        check_serve_configuration(config)
+        assert {"variant-flights-v1", "variant-sample-v2"} <= {app["name"] for app in config["applications"]}
+
+
+def test_the_rayservice_runs_the_same_configuration(
+    config_files: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ledger = Ledger(config_files.ledger)
+    for step in (nominate, promote):
+        step(ledger, "flights", "7", actor="test", reason="a test")
+    for name in ("home", "policy_file", "model"):
+        monkeypatch.setenv(variable(name), str(getattr(config_files, name)))
+    get_settings.cache_clear()
+    try:
+        assert deployment_command(["rayservice", "--name", "shop", "--image", "registry.test/forge:1"]) == 0
+    finally:
+        get_settings.cache_clear()
+    manifest = yaml.safe_load(capsys.readouterr().out)
+    assert (manifest["apiVersion"], manifest["kind"]) == ("ray.io/v1", "RayService")
+    config = yaml.safe_load(manifest["spec"]["serveConfigV2"])
+    check_serve_configuration(config)
+    assert config["http_options"] == {"host": "0.0.0.0", "port": config_files.api_port}
+    apps = {app["name"]: app for app in config["applications"]}
+    assert set(apps) == {"router", "recorder", "profiler", "variant-flights-v7"}
+    assert apps["router"]["deployments"][0]["user_config"]["models"] == {"flights": {"champion": "7"}}
+    assert {app["args"]["profile"] for app in apps.values()} == {"cluster"}
+    cluster = manifest["spec"]["rayClusterConfig"]
+    assert cluster["rayVersion"] == version("ray")
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    for container in [c for group in groups for c in group["template"]["spec"]["containers"]]:
+        assert container["image"] == "registry.test/forge:1"
+        assert {"name": "serve", "containerPort": config_files.api_port} in container["ports"]
+        assert SERVE_VARIABLES.items() <= {e["name"]: e["value"] for e in container["env"]}.items()
+        assert container["envFrom"] == [{"secretRef": {"name": "shop-environment", "optional": True}}]
 
 
 def modules() -> Iterator[str]:

@@ -133,7 +133,7 @@ def test_a_wrong_field_is_named_in_a_problem_document(
 def test_unknown_models_routes_and_broken_json_are_problems_too(trained: dict[str, Any], api: httpx.Client) -> None:
     assert api.get("/models/none").status_code == 404
     assert api.get("/nothing").json()["status"] == 404
-    assert api.post("/predict", content=b'{"fea', headers={"content-type": "application/json"}).status_code == 422
+    assert api.post("/predict", content=b'{"fea', headers={"content-type": "application/json"}).status_code == 400
 
 
 def test_a_data_set_is_scored_by_its_flow_and_leaves_a_table_and_a_picture(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import psutil
 import pytest
@@ -150,6 +151,16 @@ def _run_that_never_ends(settings: Settings) -> str:
     body = {"name": "lost", "flow_id": flow["id"], "work_pool_name": "local"}
     deployment = health.fetch(f"{api}/deployments/", method="POST", body=body)
     state = {"state": {"type": "RUNNING", "name": "Running"}}
-    url = f"{api}/deployments/{deployment['id']}/create_flow_run"
-    run: str = health.fetch(url, method="POST", body=state)["id"]
-    return run
+    return _create_run(f"{api}/deployments/{deployment['id']}/create_flow_run", state)
+
+
+def _create_run(url: str, body: dict[str, Any], tries: int = 10) -> str:
+    """Return the id of a new run; the server says 503 while its SQLite file is locked, as Prefect's client knows."""
+    while True:
+        tries -= 1
+        try:
+            return str(health.fetch(url, method="POST", body=body)["id"])
+        except ServiceUnavailable as error:
+            if error.context.get("status") != 503 or not tries:
+                raise
+            time.sleep(1.0)

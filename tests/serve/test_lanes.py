@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ray.exceptions import ActorUnavailableError
 
 from forge_core.errors import ServiceUnavailable
 from serve_app.lanes import Lane
+from serve_app.live_version import outliving_replicas
 
 
 @settings(max_examples=40, deadline=None)
@@ -79,3 +81,20 @@ def test_too_many_waiting_rows_are_turned_away_not_hung() -> None:
         await asyncio.gather(*waiting)
 
     asyncio.run(main())
+
+
+def test_a_batch_whose_replica_died_is_scored_by_another_and_only_so_often() -> None:
+    deaths: list[list[Any]] = []
+
+    async def send(rows: list[Any]) -> list[Any]:
+        if len(deaths) < n_deaths:
+            deaths.append(rows)
+            raise ActorUnavailableError("Actor is unavailable.", b"1" * 16)
+        return [row * 10 for row in rows]
+
+    n_deaths = 2
+    assert asyncio.run(outliving_replicas(send)([1, 2])) == [10, 20] and deaths == [[1, 2], [1, 2]]
+    deaths.clear()
+    n_deaths = 3
+    with pytest.raises(ServiceUnavailable, match="3 replicas died"):
+        asyncio.run(outliving_replicas(send)([1, 2]))
