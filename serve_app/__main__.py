@@ -37,13 +37,15 @@ def _serve(settings: Settings) -> None:
             "set it and let callers send it as `Authorization: Bearer …`"
         )
     live = load_model_file(settings.model_path, allow_pickle=settings.allow_pickle)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # A Ray of its own, whatever stack this terminal belongs to: there `router` is another application, and one
+    # HAProxy a machine.
+    os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_SERVE_ENABLE_HA_PROXY="0")
     import ray
     from ray import serve
 
     from serve_app.app import FileArguments, model_file
 
-    ray.init(address=os.environ.get("RAY_ADDRESS", "local"), include_dashboard=False, log_to_driver=False, num_cpus=1)
+    ray.init(address="local", include_dashboard=False, log_to_driver=False, num_cpus=1)
     serve.start(proxy_location="HeadOnly", http_options={"host": settings.host, "port": settings.api_port})
     arguments = FileArguments(
         path=str(Path(settings.model_path).resolve()), allow_pickle=settings.allow_pickle, api_key=settings.api_key

@@ -13,7 +13,7 @@ from forge_core.errors import ConfigurationError, DataError, DataNotFound, Schem
 from forge_core.models.version import VersionFolder
 from forge_core.monitoring.windows import ReferenceProfile
 from forge_core.policy import DataPolicy
-from forge_core.statistics.distributions import CategoryCells
+from forge_core.statistics.cells import CategoryCells
 from forge_core.storage import Storage
 from forge_core.training.datasets import SplitRequest, load_split
 

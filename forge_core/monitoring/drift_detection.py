@@ -18,7 +18,9 @@ from forge_core.errors import ConfigurationError, NotEnoughSamples
 from forge_core.monitoring.drift_report import DriftReport, FeatureDrift, Level, summarise
 from forge_core.monitoring.feature_comparison import compare_feature
 from forge_core.monitoring.windows import ReferenceProfile
-from forge_core.statistics.distributions import GridCounts, NumericCells, ReferenceGrid
+from forge_core.statistics.cells import NumericCells
+from forge_core.statistics.counts import GridCounts
+from forge_core.statistics.distributions import ReferenceGrid
 
 logger = logging.getLogger(__name__)
 
@@ -165,8 +167,7 @@ class FeatureDriftDetector:
 
     def _counts(self, current: pd.DataFrame | GridCounts) -> GridCounts:
         if not isinstance(current, GridCounts):
-            grid = ReferenceGrid({name: self.grid.features[name] for name in self.watched})
-            return grid.count(current)
+            return self.grid.of(self.watched).count(current)
         if current.grid_digest != self.grid.digest:
             raise ValueError(
                 f"expected counts on this reference's grid {self.grid.digest}, found grid {current.grid_digest}; "

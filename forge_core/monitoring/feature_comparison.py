@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from forge_core.monitoring.drift_report import Kind
-from forge_core.statistics.distributions import FeatureCounts
+from forge_core.statistics.counts import FeatureCounts
 from forge_core.statistics.drift_tests import (
     TestResult,
     homogeneity_test,

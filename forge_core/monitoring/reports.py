@@ -20,7 +20,9 @@ from forge_core.pictures import (
     small_multiples,
     tidy_axes,
 )
-from forge_core.statistics.distributions import GridCounts, NumericCells, ReferenceGrid
+from forge_core.statistics.cells import NumericCells
+from forge_core.statistics.counts import GridCounts
+from forge_core.statistics.distributions import ReferenceGrid
 
 COLOURS = {"none": REFERENCE, "small but real": SKY, "warning": ORANGE, "drift": VERMILION}
 _MOST_BARS = 25

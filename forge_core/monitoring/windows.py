@@ -17,7 +17,8 @@ import pandas as pd
 
 from forge_core.errors import DataNotFound
 from forge_core.monitoring.profiles import merge_profiles, profile_frame
-from forge_core.statistics.distributions import GridCounts, ReferenceGrid
+from forge_core.statistics.counts import GridCounts
+from forge_core.statistics.distributions import ReferenceGrid
 from forge_core.storage import Storage
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -161,9 +162,9 @@ class ReferenceProfile:
         if outputs is not None:
             numeric = outputs.select_dtypes("number").columns.tolist()
             answers = ReferenceGrid.fit(outputs, [c for c in outputs.columns if c not in numeric], numeric)
-            grid = ReferenceGrid({**grid.features, **answers.features})
+            grid = ReferenceGrid({**grid.features, **answers.features}, grid.scores)
             both = {**counts.features, **answers.count(outputs).features}
-            counts = GridCounts(grid.digest, len(frame), both)
+            counts = GridCounts(grid.digest, len(frame), both, counts.pairs)
             profile = merge_profiles([profile, profile_frame(outputs)])
         return cls(grid, counts, profile)
 

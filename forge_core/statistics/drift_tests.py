@@ -3,15 +3,16 @@
 The Population Stability Index is the number that people read; 0.1 and 0.2 are its conventional bands. Between two
 samples of one distribution it is not zero but (1/n + 1/m) times a chi-square variable (Yurdakul, Statistical
 Properties of Population Stability Index, 2018), so it is shown less that expectation, with an interval from the
-noncentral chi-square. Cells are merged by the *pooled* counts: merging by the reference alone, which is one of the two
-samples, alarms falsely. Rare counts (missing, unseen, out of range) have exact tests.
+noncentral chi-square.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special, stats
+from scipy import special
+
+from forge_core.statistics.count_tests import chi_square, merged_cells, share_p_values, tail_p_values
 
 Floats = NDArray[np.float64]
 
@@ -37,35 +38,13 @@ def merge_cells(
     n_bins: int = 10,
     min_expected: float = 10.0,
 ) -> tuple[Floats, Floats]:
-    """Return both count vectors over merged cells, chosen by pooled counts alone.
-
-    Parameters
-    ----------
-    reference, current : array_like of counts, shape (n_cells,)
-    ordered : bool
-        True for numbers: neighbours join, into about `n_bins` bins of equal pooled share. False for levels: rare ones
-        join into one rest.
-    min_expected : float
-        Smallest pooled share times the smaller sample that a bin keeps; 0 leaves levels as they are.
-    """
-    a, b = np.asarray(reference, float), np.asarray(current, float)
-    smaller, total = min(a.sum(), b.sum()), a.sum() + b.sum()
-    if smaller == 0 or a.size < 2:
-        return a.sum(keepdims=True), b.sum(keepdims=True)
-    pooled = a + b
-    if ordered:
-        middle = (np.cumsum(pooled) - pooled / 2) / total
-        group = np.minimum((middle * n_bins).astype(int), n_bins - 1)
-        group = _join_small_neighbours(np.unique(group, return_inverse=True)[1], pooled, min_expected * total / smaller)
-    else:
-        rare = pooled * smaller / total < min_expected
-        if 0 < pooled[rare].sum() * smaller / total < min_expected and not rare.all():
-            rare |= pooled == pooled[~rare].min()
-        group = np.where(rare, 0, np.cumsum(~rare))
-    group = np.unique(group, return_inverse=True)[1]
-    merged_a, merged_b = np.bincount(group, a).astype(float), np.bincount(group, b).astype(float)
-    held = merged_a + merged_b > 0
-    return merged_a[held], merged_b[held]
+    """Return both count vectors, shape (n_cells,), over merged cells, as `count_tests.merged_cells` chooses them."""
+    one = np.asarray(current, float)[None, :]
+    cells = merged_cells(reference, one, ordered=ordered, n_bins=n_bins, min_expected=min_expected)
+    held = (cells.reference + cells.current)[0] > 0
+    if not held.any():
+        held[:1] = True
+    return cells.reference[0, held], cells.current[0, held]
 
 
 def psi(
@@ -111,22 +90,17 @@ def homogeneity_test(
 
     Both sides are samples, unlike in a goodness-of-fit test, which alarms (1 + n/m) times too readily here.
     """
-    a, b = merge_cells(reference, current, ordered=ordered, min_expected=min_expected)
-    n, m = b.sum(), a.sum()
-    if a.size < 2:
-        return TestResult(0.0, 0, 1.0)
-    pooled = (a + b) / (n + m)
-    statistic = float(n * m / (n + m) * ((b / n - a / m) ** 2 / pooled).sum())
-    return TestResult(statistic, a.size - 1, float(stats.chi2.sf(statistic, a.size - 1)))
+    one = np.asarray(current, float)[None, :]
+    statistic, df, p = chi_square(merged_cells(reference, one, ordered=ordered, min_expected=min_expected))
+    return TestResult(float(statistic[0]), int(df[0]), float(p[0]))
 
 
 def missing_rate_test(reference_hits: int, n_reference: int, current_hits: int, n_current: int) -> TestResult:
     """Return the exact two-sided test that a share (missing, unseen) is the same in both; statistic: its difference."""
     if not n_reference or not n_current:
         return TestResult(0.0, 0, 1.0)
-    hits = stats.hypergeom(n_reference + n_current, reference_hits + current_hits, n_current)
-    p = 2 * min(hits.cdf(current_hits), hits.sf(current_hits - 1))
-    return TestResult(current_hits / n_current - reference_hits / n_reference, 0, float(min(1.0, p)))
+    p = share_p_values(reference_hits, n_reference, [current_hits], [n_current])
+    return TestResult(current_hits / n_current - reference_hits / n_reference, 0, float(p[0]))
 
 
 def tail_test(reference_beyond: int, n_reference: int, current_beyond: int, n_current: int) -> TestResult:
@@ -136,9 +110,8 @@ def tail_test(reference_beyond: int, n_reference: int, current_beyond: int, n_cu
     """
     if not n_reference or not n_current:
         return TestResult(0.0, 0, 1.0)
-    total = reference_beyond + current_beyond
-    p = stats.hypergeom.sf(current_beyond - 1, n_reference + n_current, total, n_current)
-    return TestResult(current_beyond / n_current - reference_beyond / n_reference, 0, float(min(1.0, p)))
+    p = tail_p_values(reference_beyond, n_reference, [current_beyond], [n_current])
+    return TestResult(current_beyond / n_current - reference_beyond / n_reference, 0, float(p[0]))
 
 
 def _raw_psi(a: Floats, b: Floats) -> float:
@@ -158,13 +131,3 @@ def _noncentrality(x: float, df: int, probability: float) -> float:
     if special.chdtr(df, x) <= probability:
         return 0.0
     return float(special.chndtrinc(x, df, probability))
-
-
-def _join_small_neighbours(group: NDArray[np.intp], pooled: Floats, least: float) -> NDArray[np.intp]:
-    """Return bins in which each holds at least `least` pooled rows: the smallest joins its smaller neighbour."""
-    while (sizes := np.bincount(group, pooled)).size > 1 and sizes.min() < least:
-        small = int(sizes.argmin())
-        sides = [side for side in (small - 1, small + 1) if 0 <= side < sizes.size]
-        first = min(small, min(sides, key=lambda side: sizes[side]))
-        group = np.where(group > first, group - 1, group)
-    return group

@@ -50,10 +50,11 @@ class Journal:
         folder = outbox / run_id
         try:
             (folder / "files").mkdir(parents=True, exist_ok=True)
-            (folder / "run.json").write_text(json.dumps({"tracking_uri": tracking_uri}))
             journal = cls(folder)
             if not journal.hold():
                 raise ConfigurationError(f"expected to write for run {run_id} alone, found another process doing it")
+            # Last, because it is what those who send the leftovers of others look for.
+            (folder / "run.json").write_text(json.dumps({"tracking_uri": tracking_uri}))
             journal._file = journal._lines.open("ab")
         except OSError as error:
             raise ConfigurationError(

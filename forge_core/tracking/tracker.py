@@ -88,9 +88,12 @@ class ExperimentTracker:
             run = self._mlflow.start_run(run_name=run_name, nested=self._mlflow.active_run() is not None)
         folder = self._folder or _default_folder()
         resend_later(folder, uri)
-        self.run_id = run.info.run_id
-        self._params = {}
-        self._outbox = Outbox(folder, run.info.run_id, uri)
+        try:
+            self._outbox = Outbox(folder, run.info.run_id, uri)
+        except ConfigurationError:
+            _leave(run.info.run_id)
+            raise
+        self.run_id, self._params = run.info.run_id, {}
         atexit.register(self._at_exit)
         self.log_tags({**surroundings(Path.cwd()), **(tags or {})})
         return run.info.run_id

@@ -5,7 +5,9 @@ import pandas as pd
 import pytest
 
 from forge_core.errors import EmptyData, SchemaViolation
-from forge_core.statistics.distributions import MAX_LEVELS, GridCounts, NumericCells, ReferenceGrid
+from forge_core.statistics.cells import MAX_LEVELS, NumericCells
+from forge_core.statistics.counts import GridCounts
+from forge_core.statistics.distributions import ReferenceGrid
 
 
 @pytest.fixture

@@ -88,7 +88,8 @@ def test_the_process_serves_the_file_and_stops_when_told(trainer: ModelTrainer, 
     (port,) = free_ports(1)
     command = [sys.executable, "-m", "serve_app"]
     environment = {**os.environ, "FORGE_API_PORT": str(port), "MODEL_PATH": str(tmp_path / "m.skops")}
-    environment.pop("RAY_ADDRESS", None)
+    # As in the terminal of a running stack, whose Ray and proxy are not for this.
+    environment |= {"RAY_ADDRESS": "127.0.0.1:1", "RAY_SERVE_ENABLE_HA_PROXY": "1"}
     missing = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert missing.returncode == 1 and missing.stderr.startswith("Error: Failed to load model from path: ")
     trainer.save_model(tmp_path / "m.skops")
