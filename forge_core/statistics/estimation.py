@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from forge_core.errors import ConfigurationError, NotEnoughSamples
-from forge_core.statistics.quality import METRICS, Interval
+from forge_core.statistics.quality import METRICS, Interval, Task
 
 Floats = NDArray[np.float64]
 
@@ -122,7 +122,7 @@ class QualityEstimator:
             For a metric that is not one of the task.
         """
         p = np.asarray(probability, float)
-        task = "classification" if self.n_classes == 2 else "multiclass"
+        task: Task = "classification" if self.n_classes == 2 else "multiclass"
         if metric not in METRICS[task]:
             raise ConfigurationError(f"no metric {metric!r} for {task}; known: {', '.join(METRICS[task])}")
         if not len(p):
