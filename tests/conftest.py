@@ -11,6 +11,7 @@ from infra.local.processes import free_ports
 from tests.stack_settings import short_home, stack_settings
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put tests that share a server into one group, which one process runs; those of the stack take longest, so first.
 

@@ -8,21 +8,38 @@ and values out of range are counted on their own, since the first asks for learn
 
 import json
 import logging
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import pandas as pd
 
 from forge_core.errors import ConfigurationError, NotEnoughSamples
+from forge_core.monitoring.column_notes import column_notes
 from forge_core.monitoring.drift_report import DriftReport, FeatureDrift, Level, summarise
-from forge_core.monitoring.feature_comparison import compare_feature
+from forge_core.monitoring.feature_comparison import Comparison, compare_feature, compare_pairs
+from forge_core.monitoring.retraining_trigger import AutomaticRetrainingTrigger
 from forge_core.monitoring.windows import ReferenceProfile
 from forge_core.statistics.cells import NumericCells
 from forge_core.statistics.counts import GridCounts
 from forge_core.statistics.distributions import ReferenceGrid
 
+__all__ = ["AutomaticRetrainingTrigger", "DriftReport", "FeatureDriftDetector"]
+
 logger = logging.getLogger(__name__)
+
+
+class Tracker(Protocol):
+    """The part of an experiment tracker that a check is logged through."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Log numbers."""
+
+    def log_dict(self, value: Mapping[str, Any], name: str) -> None:
+        """Log a JSON file."""
+
+    def log_bytes(self, data: bytes, name: str) -> None:
+        """Log a file."""
 
 
 class FeatureDriftDetector:
@@ -101,31 +118,33 @@ class FeatureDriftDetector:
         Raises
         ------
         NotEnoughSamples
-            When there are fewer than `min_samples` rows.
-        SchemaViolation
-            When a watched column is not there.
+            When there are fewer than `min_samples` rows on either side.
         ValueError
             When counts were made on another grid.
         """
         n_rows = current.n_rows if isinstance(current, GridCounts) else len(current)
-        if n_rows < self.min_samples:
-            raise NotEnoughSamples(
-                f"expected at least {self.min_samples} current rows, found {n_rows}; wait for more, or merge windows",
-                context={"n_rows": n_rows, "min_samples": self.min_samples},
-            )
+        for side, n, advice in (
+            ("current", n_rows, "wait for more, or merge windows"),
+            ("reference", self.reference.n_rows, "take a longer reference"),
+        ):
+            if n < self.min_samples:
+                raise NotEnoughSamples(
+                    f"expected at least {self.min_samples} {side} rows, found {n}; {advice}",
+                    context={"n_rows": n_rows, "min_samples": self.min_samples},
+                )
+        gone: list[str] = []
+        notes: tuple[str, ...] = ()
+        if isinstance(current, pd.DataFrame):
+            gone = [name for name in self.watched if name not in current.columns]
+            notes = column_notes(self.grid, self.reference, current, self.watched)
+            current = current.assign(**dict.fromkeys(gone))
         counts = self._counts(current)
-        compared = [
-            (name, finding)
-            for name in self.watched
-            for finding in compare_feature(
-                self.reference[name], counts[name], numeric=isinstance(self.grid.features[name], NumericCells)
-            )
-        ]
+        compared = self._compare(counts)
         limit = self.alpha / len(compared)
         features = tuple(
             FeatureDrift(
-                feature=name,
-                kind=found.kind,
+                feature=found.feature,
+                kind="schema" if found.feature in gone and found.kind == "missing" else found.kind,
                 psi=found.psi,
                 psi_low=found.psi_low,
                 psi_high=found.psi_high,
@@ -135,9 +154,10 @@ class FeatureDriftDetector:
                 n_reference=found.n_reference,
                 n_current=found.n_current,
             )
-            for name, found in compared
+            for found in compared
+            if found.kind != "correlation" or found.test.p_value < limit
         )
-        report = summarise(features, n_rows, self.warning_threshold, self.drift_threshold)
+        report = summarise(features, n_rows, self.warning_threshold, self.drift_threshold, notes)
         if report.score >= self.drift_threshold:
             logger.warning("Data drift detected with score %.2f (threshold: %g)", report.score, self.drift_threshold)
         self.last_report = report
@@ -159,6 +179,35 @@ class FeatureDriftDetector:
         text = json.dumps(self._last().to_dict(), indent=1)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
+
+    def log_to_mlflow(self, tracker: Tracker) -> None:
+        """Log the last check to a tracker's run: score, each feature's PSI, the report as JSON, page and picture.
+
+        Parameters
+        ----------
+        tracker : ExperimentTracker, or whatever has its `log_metrics`, `log_dict` and `log_bytes`.
+        """
+        from forge_core.monitoring.reports import drift_figure, drift_markdown
+
+        report = self._last()
+        gravest = {f"drift.psi.{name}": report[name].psi for name in report}
+        tracker.log_metrics({"drift.score": report.score, "drift.features": float(len(report.drifted)), **gravest})
+        tracker.log_dict(report.to_dict(), "drift/report.json")
+        tracker.log_bytes(drift_figure(report), "drift/psi.png")
+        tracker.log_bytes(drift_markdown(report).encode(), "drift/report.md")
+
+    def _compare(self, counts: GridCounts) -> list[Comparison]:
+        found = [
+            finding
+            for name in self.watched
+            for finding in compare_feature(
+                name, self.reference[name], counts[name], numeric=isinstance(self.grid.features[name], NumericCells)
+            )
+        ]
+        was, now = self.reference.pairs, counts.pairs
+        if was is None or now is None or len(was.n) != len(now.n):
+            return found
+        return found + compare_pairs(self.grid.scores.pairs, was, now)
 
     def _last(self) -> DriftReport:
         if self.last_report is None:
@@ -205,74 +254,3 @@ def _require_known(named: Sequence[str], known: Sequence[str]) -> None:
             f"unknown features {', '.join(unknown)}; the reference has {', '.join(map(str, known))}",
             context={"features": unknown},
         )
-
-
-class AutomaticRetrainingTrigger:
-    """Decides whether to retrain; a flow acts on it.
-
-    Cooldown and rows come first. Then lost quality retrains whatever the drift; without it, drift of distributions or
-    new levels retrains and is marked "drift only"; missing values and values out of range never do, they need repair.
-
-    Parameters
-    ----------
-    drift_detector : FeatureDriftDetector
-    retraining_frequency : float
-        Shortest time between two retrainings, hours.
-    min_samples_required : int
-        Fewest current rows.
-    min_drift_score : float
-        Debiased PSI from which drift retrains.
-    last_retrained : datetime, optional
-        When the live version was trained (UTC); set to `now()` each time the answer is yes.
-    quality_alarm : bool
-        Whether labels show that predictions got worse (`live_quality(...).alarm`).
-    now : callable
-        The clock; event time when months are replayed.
-    """
-
-    def __init__(
-        self,
-        drift_detector: FeatureDriftDetector,
-        retraining_frequency: float = 24,
-        min_samples_required: int = 1000,
-        min_drift_score: float = 0.2,
-        *,
-        last_retrained: datetime | None = None,
-        quality_alarm: bool = False,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
-    ) -> None:
-        self.drift_detector, self.retraining_frequency = drift_detector, retraining_frequency
-        self.min_samples_required, self.min_drift_score = min_samples_required, min_drift_score
-        self.last_retrained, self.quality_alarm, self.now = last_retrained, quality_alarm, now
-        self.reason = "nothing checked yet"
-
-    def check_drift(self, current: pd.DataFrame | GridCounts) -> tuple[bool, DriftReport]:
-        """Return whether to retrain, and the drift report; `reason` says which rule decided.
-
-        With fewer rows than the detector needs, the report is empty and the answer is no.
-        """
-        try:
-            report = self.drift_detector.compute_drift(current)
-        except NotEnoughSamples as error:
-            limits = self.drift_detector.warning_threshold, self.drift_detector.drift_threshold
-            report = summarise((), error.context["n_rows"], *limits)
-        decision, self.reason = self._decide(report)
-        if decision:
-            self.last_retrained = self.now()
-        logger.info("retrain=%s reason=%s score=%.4f rows=%d", decision, self.reason, report.score, report.n_current)
-        return decision, report
-
-    def _decide(self, report: DriftReport) -> tuple[bool, str]:
-        pause = timedelta(hours=self.retraining_frequency)
-        if self.last_retrained is not None and self.now() - self.last_retrained < pause:
-            return False, f"cooldown: retrained at {self.last_retrained:%Y-%m-%d %H:%M} UTC, next after {pause}"
-        needed = max(self.min_samples_required, self.drift_detector.min_samples)
-        if report.n_current < needed:
-            return False, f"too few rows: {report.n_current} of {needed}"
-        if self.quality_alarm:
-            return True, f"quality loss: labels show worse predictions (drift score {report.score:.2f})"
-        if report.learnable_score >= self.min_drift_score:
-            return True, f"drift only: score {report.learnable_score:.2f} >= {self.min_drift_score:g}, no labels asked"
-        if report.score >= self.min_drift_score:
-            return False, f"data fault: {report.feature} has missing or out-of-range values; repair it, do not learn it"
-        return False, f"no reason: score {report.score:.2f} < {self.min_drift_score:g} and no quality loss"

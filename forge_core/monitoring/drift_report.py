@@ -6,11 +6,12 @@ from typing import Any, Literal
 
 import pandas as pd
 
-Kind = Literal["distribution", "missing", "unseen", "range"]
+Kind = Literal["distribution", "missing", "unseen", "range", "unit", "schema", "correlation"]
 Level = Literal["none", "small but real", "warning", "drift"]
 
 LEVELS: tuple[Level, ...] = ("none", "small but real", "warning", "drift")
-FAULTS: frozenset[Kind] = frozenset({"missing", "range"})
+# Repaired by a person, never learnt.
+FAULTS: frozenset[Kind] = frozenset({"missing", "range", "unit", "schema"})
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,13 @@ class FeatureDrift:
     feature : str
     kind : str
         `distribution` (values that the reference's range or levels hold), `missing`, `unseen` (new levels, or no
-        number at all), `range` (beyond the reference's least and largest value).
+        number at all), `range` (beyond the reference's least and largest value), `unit` (ten times as large as any
+        reference value), `schema` (the column is gone, or is of another type), `correlation` (of a pair).
     psi, psi_low, psi_high : float
-        Debiased Population Stability Index, in [0, ∞), and its 95 % interval.
+        Debiased Population Stability Index, in [0, ∞), and its 95 % interval; for a correlation the square of its
+        change, which is about the index of that change.
     statistic, p_value : float
-        Chi-square for `distribution`; otherwise the difference of shares, with an exact test.
+        Chi-square for `distribution`; the change of a correlation; otherwise the difference of shares, exactly tested.
     level : str
         `none`: may be chance. `small but real`: significant, below the warning threshold. `warning`, `drift`:
         significant and at or above that threshold.
@@ -58,6 +61,8 @@ class DriftReport:
         The largest debiased PSI among significant findings, 0 without any; `feature` is whose it is.
     level : str
         The highest level of any finding.
+    notes : tuple of str
+        What was noticed of the columns and is no finding: new ones, and what a missing one may be called now.
 
     `report["age"]` is the gravest finding on a feature (its distribution where nothing was found), and `dict(report)`
     has that of all features.
@@ -70,6 +75,7 @@ class DriftReport:
     n_current: int
     warning_threshold: float
     drift_threshold: float
+    notes: tuple[str, ...] = ()
 
     @property
     def drifted(self) -> list[str]:
@@ -117,6 +123,7 @@ class DriftReport:
             "n_current": self.n_current,
             "warning_threshold": self.warning_threshold,
             "drift_threshold": self.drift_threshold,
+            "notes": list(self.notes),
             "features": [asdict(f) for f in self.features],
         }
 
@@ -128,7 +135,11 @@ class DriftReport:
 
 
 def summarise(
-    features: tuple[FeatureDrift, ...], n_current: int, warning_threshold: float, drift_threshold: float
+    features: tuple[FeatureDrift, ...],
+    n_current: int,
+    warning_threshold: float,
+    drift_threshold: float,
+    notes: tuple[str, ...] = (),
 ) -> DriftReport:
     """Return the report on findings: its score is the largest significant PSI, its level the highest."""
     worst = max((f for f in features if f.level != "none"), key=lambda f: f.psi, default=None)
@@ -140,4 +151,5 @@ def summarise(
         n_current=n_current,
         warning_threshold=warning_threshold,
         drift_threshold=drift_threshold,
+        notes=notes,
     )

@@ -96,21 +96,21 @@ class PairMoments:
         """Return the mean product of each pair, about its rank correlation; 0 without rows."""
         return np.divide(self.products, self.n, out=np.zeros_like(self.n), where=self.n > 0)
 
+    @property
+    def variance_of_mean(self) -> Floats:
+        """Return the squared standard error of each mean."""
+        safe = np.maximum(self.n, 1)
+        return np.maximum(self.squares / safe - self.means**2, 0) / safe
+
 
 def pair_p_values(reference: PairMoments, current: PairMoments) -> Floats:
     """Return two-sided p values that mean products agree (Welch's test), shaped as `current`'s arrays.
 
     `current` may hold many windows, arrays of shape (n_windows, n_pairs).
     """
-    variance = [_variance_of_mean(side) for side in (reference, current)]
     gap = np.abs(current.means - reference.means)
     both = (reference.n > 1) & (current.n > 1)
-    total = variance[0] + variance[1]
+    total = reference.variance_of_mean + current.variance_of_mean
     t = np.divide(gap, np.sqrt(total), out=np.zeros_like(gap + total), where=both & (total > 0))
     smaller = np.maximum(np.minimum(reference.n, current.n) - 1, 1)
     return np.minimum(2 * stats.t.sf(t, smaller), 1.0)
-
-
-def _variance_of_mean(side: PairMoments) -> Floats:
-    safe = np.maximum(side.n, 1)
-    return np.maximum(side.squares / safe - side.means**2, 0) / safe

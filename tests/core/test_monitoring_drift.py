@@ -1,5 +1,6 @@
 import json
 import logging
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from forge_core.errors import ConfigurationError, NotEnoughSamples, SchemaViolation
+from forge_core.errors import ConfigurationError, NotEnoughSamples
 from forge_core.monitoring.drift_detection import AutomaticRetrainingTrigger, DriftReport, FeatureDriftDetector
 from forge_core.monitoring.windows import ReferenceProfile
 from forge_core.statistics.distributions import ReferenceGrid
@@ -123,10 +124,10 @@ def test_one_row_of_a_new_category_does_not_alarm_and_five_percent_do(reference:
     assert report["country"].kind == "unseen" and report["country"].level == "drift"
 
 
-def test_a_unit_change_in_five_percent_of_rows_is_a_range_fault(reference: pd.DataFrame) -> None:
+def test_a_unit_change_in_five_percent_of_rows_is_named(reference: pd.DataFrame) -> None:
     now = people(1000, 8)
     now.loc[:49, "age"] *= 1000
-    assert detector(reference).compute_drift(now)["age"].kind == "range"
+    assert detector(reference).compute_drift(now)["age"].kind == "unit"
 
 
 def test_rows_their_counts_and_the_stored_profile_give_the_same_report(reference: pd.DataFrame) -> None:
@@ -168,14 +169,62 @@ def test_wrong_arguments_are_named(reference: pd.DataFrame) -> None:
         FeatureDriftDetector(reference, ["country"], ["age"], 0.3, 0.2)
 
 
-def test_too_few_rows_and_missing_columns_are_errors(reference: pd.DataFrame) -> None:
+def test_too_few_rows_on_either_side_are_an_error_that_says_how_many(reference: pd.DataFrame) -> None:
+    with pytest.raises(NotEnoughSamples, match="at least 200 current rows, found 199"):
+        detector(reference).compute_drift(people(199, 1))
+    with pytest.raises(NotEnoughSamples, match="at least 200 reference rows, found 150; take a longer reference"):
+        detector(people(150, 1)).compute_drift(people(500, 1))
+    with pytest.raises(NotEnoughSamples, match="found 0"):
+        detector(reference).compute_drift(people(500, 1).iloc[:0])
+
+
+def test_a_column_that_is_gone_or_renamed_is_a_fault_of_the_schema(reference: pd.DataFrame) -> None:
+    now = people(500, 1)
+    gone = detector(reference).compute_drift(now.drop(columns="rain"))
+    assert gone["rain"].kind == "schema" and gone.drifted == ["rain"] and gone.learnable_score == 0
+    assert gone.notes == ("column rain is gone",)
+    renamed = detector(reference).compute_drift(now.rename(columns={"age": "Age"}))
+    assert renamed.notes == ("column age is gone; Age, which is new, looks like it: was it renamed?",)
+
+
+def test_a_number_that_became_text_is_a_fault_of_the_schema_and_numbers_as_text_are_none(
+    reference: pd.DataFrame,
+) -> None:
+    now = people(500, 1)
+    report = detector(reference).compute_drift(now.assign(age="forty"))
+    assert report["age"].kind == "schema" and report["age"].level == "drift"
+    assert detector(reference).compute_drift(now.assign(age=now["age"].astype("str"))).level == "none"
+
+
+def test_a_pair_that_goes_together_now_is_told_with_its_size(reference: pd.DataFrame) -> None:
+    now = people(3000, 1)
+    rank = (now["age"] + np.random.default_rng(0).normal(0, 10, 3000)).rank(method="first").astype(int) - 1
+    now["income"] = np.sort(now["income"])[rank]
+    report = detector(reference).compute_drift(now)
+    pair = report["age × income"]
+    assert pair.kind == "correlation" and pair.level == "drift" and pair.psi_low < pair.psi < pair.psi_high
+    assert pair.statistic == pytest.approx(0.69, abs=0.06)
+    assert [f.feature for f in report.significant] == ["age × income"]
+
+
+def test_a_check_is_logged_to_a_tracker(reference: pd.DataFrame) -> None:
+    logged: dict[str, object] = {}
+
+    class Kept:
+        def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+            logged.update(metrics)
+
+        def log_dict(self, value: Mapping[str, object], name: str) -> None:
+            logged[name] = value
+
+        def log_bytes(self, data: bytes, name: str) -> None:
+            logged[name] = data
+
     watch = detector(reference)
-    with pytest.raises(NotEnoughSamples, match="200"):
-        watch.compute_drift(people(199, 1))
-    with pytest.raises(SchemaViolation, match="rain"):
-        watch.compute_drift(people(500, 1).drop(columns="rain"))
-    with pytest.raises(ValueError, match="compute_drift"):
-        watch.should_retrain()
+    report = watch.compute_drift(people(2000, 1, shift=0.7))
+    watch.log_to_mlflow(Kept())
+    assert logged["drift.score"] == report.score and logged["drift.psi.age"] == report["age"].psi
+    assert {"drift/report.json", "drift/psi.png", "drift/report.md"} <= logged.keys()
 
 
 def test_results_are_saved_as_json_and_read_like_a_mapping(reference: pd.DataFrame, tmp_path: Path) -> None:
