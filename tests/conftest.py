@@ -2,6 +2,8 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,19 +13,29 @@ from infra.local.processes import free_ports
 from tests.stack_settings import short_home, stack_settings
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put tests that share a server into one group, which one process runs; those of the stack take longest, so first.
+# Every HAProxy of a machine wants the same ports unless told otherwise, so one process has all tests with stacks.
+_TOGETHER = {"docs": "stack", "flows": "stack", "infra": "stack", "serve": "serve"}
 
-    Every HAProxy of a machine wants the same ports unless told otherwise, so there is one process that starts stacks.
-    """
-    for item in items:
-        if item.get_closest_marker("stack"):
-            group = "stack"
-        else:
-            group = "serve" if "serve" in item.path.parts[-2:] else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: item.get_closest_marker("stack") is None)
+
+def _group(path: str) -> str:
+    """Return what a test file shares a process with: the stack, the served models, or only itself."""
+    return _TOGETHER.get(Path(path).parent.name, path)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the group that takes longest."""
+    items.sort(key=lambda item: _group(str(item.path)) != "stack")
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Hand groups to processes whole; the plugin's own groups do not survive pytest 9.2."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(nodeid.partition("::")[0])
+
+    return ByGroup(config, log)
 
 
 @pytest.fixture(scope="session")
