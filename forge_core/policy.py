@@ -106,6 +106,8 @@ class MonitorPolicy(_Section):
     drift_threshold: float = Field(0.2, ge=0, description="Debiased PSI from which a feature drifts.")
     window_hours: float = Field(24.0, gt=0, description="Length of a profiling window.")
     watch: bool = Field(True, description="Profile and log served rows.")
+    redacted: list[str] = Field(default_factory=list, description="Features that are counted but never logged.")
+    retention_days: float | None = Field(None, gt=0, description="Age at which logged rows are removed; none: never.")
     lookback_windows: int = Field(7, ge=1, description="Newest windows that a check merges.")
     alpha: float = Field(0.05, gt=0, lt=1, description="Error budget of one check over all its features.")
     max_quality_loss: float = Field(0.02, ge=0, description="Loss of quality against held-out rows that alarms.")

@@ -118,7 +118,12 @@ class _Routes:
         self.door.spend(caller, 1)
         request_id = _header(request, "x-request-id")
         replies = await self.board.predict(
-            _model(request), [features], [request_id] if request_id else None, self.moment(request), _version(request)
+            _model(request),
+            [features],
+            [request_id] if request_id else None,
+            self.moment(request),
+            _version(request),
+            caller.owner,
         )
         return json_reply(replies[0])
 
@@ -127,7 +132,9 @@ class _Routes:
         caller = self.admit(request, "predict")
         rows, n_rows, ids = many_rows(await read_json(request, self.limits), self.limits)
         self.door.spend(caller, n_rows)
-        replies = await self.board.predict(_model(request), rows, ids, self.moment(request), _version(request))
+        replies = await self.board.predict(
+            _model(request), rows, ids, self.moment(request), _version(request), caller.owner
+        )
         return json_reply({"predictions": replies})
 
     async def feedback(self, request: Request) -> Response:

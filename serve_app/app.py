@@ -52,7 +52,7 @@ class Router:
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take a new routing table; requests go on meanwhile."""
         await self.door.start()
-        await self.board.route(user_config["models"], user_config["windows"])
+        await self.board.route(user_config["models"], user_config["watch"])
 
     def __serve_build_asgi_app__(self) -> Starlette:
         return build_api(self.board, self.door, trust_event_time=self.trust_event_time)

@@ -2,11 +2,11 @@
 
 import asyncio
 import logging
-from typing import Any
+from typing import Any, NamedTuple
 
 from ray import serve
 
-from forge_core.monitoring.metrics import DROPPED
+from forge_core.monitoring.metrics import DROPPED, LOGGED
 from serve_app.counting import Counting
 
 logger = logging.getLogger(__name__)
@@ -16,59 +16,73 @@ _GATHER_SECONDS = 0.25
 _SHIPMENT = 4096
 
 
+class Watch(NamedTuple):
+    """How a model is watched: hours of a window, and features that are counted but never logged."""
+
+    window_hours: float
+    redacted: tuple[str, ...] = ()
+
+
 class Journal:
     """Gathers served rows and ships them to the profiler a quarter of a second later, many at once.
+
+    Rows count as waiting until the profiler has written them; those that it did not, or that died with it, are
+    counted as dropped.
 
     Parameters
     ----------
     counting : Counting
-        Where dropped rows are counted.
+        Where logged and dropped rows are counted.
     max_rows : int
         Rows that wait at most; more are dropped and counted.
     """
 
     def __init__(self, counting: Counting, max_rows: int = 50_000) -> None:
         self.counting, self.max_rows = counting, max_rows
-        self.rows: dict[tuple[str, str, float], list[Row]] = {}
+        self.rows: dict[tuple[str, str, Watch], list[Row]] = {}
         self.waiting = self.dropped = 0
-        self._shipping: asyncio.Task[None] | None = None
+        self._gathering: asyncio.Task[None] | None = None
+        self._under_way: set[asyncio.Task[None]] = set()
         self._log: Any = None
 
-    def add(self, model: str, version: str, window_hours: float, rows: list[Row]) -> None:
+    def add(self, model: str, version: str, watch: Watch, rows: list[Row]) -> None:
         """Keep rows for the next shipment, or drop and count them when the buffer is full."""
         if self.waiting + len(rows) > self.max_rows:
-            self._drop(len(rows), "router")
+            self._drop(model, version, len(rows), "router")
             return
-        self.rows.setdefault((model, version, window_hours), []).extend(rows)
+        self.rows.setdefault((model, version, watch), []).extend(rows)
         self.waiting += len(rows)
-        if self._shipping is None or self._shipping.done():
-            self._shipping = asyncio.ensure_future(self._ship())
+        if self._gathering is None or self._gathering.done():
+            self._gathering = asyncio.ensure_future(self._gather())
 
-    def _drop(self, n_rows: int, at: str) -> None:
+    def _drop(self, model: str, version: str, n_rows: int, at: str) -> None:
         self.dropped += n_rows
-        self.counting.count(DROPPED, (at,), n_rows)
+        self.counting.count(DROPPED, (model, version, at), n_rows)
 
     async def settle(self) -> None:
-        """Return when all that was added has left."""
-        while self._shipping is not None and not self._shipping.done():
-            await self._shipping
+        """Return when all that was added is written or dropped."""
+        while (self._gathering is not None and not self._gathering.done()) or self._under_way:
+            await asyncio.sleep(0.02)
 
-    async def _ship(self) -> None:
-        while self.waiting:
+    async def _gather(self) -> None:
+        while self.rows:
             await asyncio.sleep(_GATHER_SECONDS)
             taken, self.rows = self.rows, {}
-            for (model, version, hours), rows in taken.items():
+            for (model, version, watch), rows in taken.items():
                 for start in range(0, len(rows), _SHIPMENT):
-                    await self._send(model, version, hours, rows[start : start + _SHIPMENT])
+                    sent = asyncio.ensure_future(self._send(model, version, watch, rows[start : start + _SHIPMENT]))
+                    self._under_way.add(sent)
+                    sent.add_done_callback(self._under_way.discard)
 
-    async def _send(self, model: str, version: str, hours: float, rows: list[Row]) -> None:
+    async def _send(self, model: str, version: str, watch: Watch, rows: list[Row]) -> None:
         try:
             if self._log is None:
                 # Asking for a handle waits for the controller, and plain values need no look at each of them.
                 self._log = serve.get_app_handle("profiler").log.options(request_serialization="pickle")
-            await self._log.remote(model, version, hours, rows)
+            await self._log.remote(model, version, watch, rows)
+            self.counting.count(LOGGED, (model, version), len(rows))
         except Exception:
-            self._drop(len(rows), "profiler")
-            logger.exception("profiler did not take rows model=%s rows=%d", model, len(rows))
+            self._drop(model, version, len(rows), "profiler")
+            logger.exception("rows not logged model=%s version=%s rows=%d", model, version, len(rows))
         finally:
             self.waiting -= len(rows)

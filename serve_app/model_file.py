@@ -95,7 +95,7 @@ class FileBoard(Switchboard):
     def __init__(self, live: LiveVersion) -> None:
         super().__init__("memory://none", live.model)
         self.live, self.held = {live.model: live}, {live.model: {live.version: live}}
-        self.windows = {live.model: None}
+        self.watch = {live.model: None}
 
     async def metrics(self) -> bytes:
         """Return this process's metrics."""

@@ -1,27 +1,43 @@
 """Turns served predictions into windows (profile and grid counts) and prediction-log parts, off the path.
 
-Rows gather in memory and are written every couple of seconds as parts, each whole or not at all; a killed
-profiler loses at most the rows that were not yet written.
+Rows gather in memory and are written every couple of seconds, each file whole or not at all; who sent them is told
+only then, so that what a killed profiler takes with it can be counted.
 """
 
 import asyncio
 import logging
 import time
+import uuid
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from datetime import datetime
 
 import pandas as pd
 
 from forge_core.deployment.mirror import mirrored_version
+from forge_core.errors import ServiceUnavailable
 from forge_core.monitoring.prediction_log import PredictionLog
-from forge_core.monitoring.profiles import profile_frame
+from forge_core.monitoring.profiles import merge_profiles, profile_frame
 from forge_core.monitoring.windows import ReferenceProfile, WindowStore, window_start
+from forge_core.statistics.counts import GridCounts
 from forge_core.storage import Storage
+from serve_app.journal import Row, Watch
 
 logger = logging.getLogger(__name__)
 
-LOG_COLUMNS = ["request_id", "event_time", "received_at", "version", "variant", "prediction", "probability"]
-Row = tuple[Any, ...]
+LOG_COLUMNS = ["request_id", "event_time", "received_at", "version", "variant", "owner", "prediction", "probability"]
+
+# Windows that are kept open, so that more rows go into the same file; traffic in order needs one or two a version.
+_MAX_OPEN = 64
+
+
+@dataclass
+class _OpenWindow:
+    """What this process saw of one window so far."""
+
+    part: str
+    counts: GridCounts
+    profile: bytes
 
 
 class Profiler:
@@ -32,9 +48,9 @@ class Profiler:
     storage_url : str
         Where windows and the prediction log go.
     flush_seconds, flush_rows : float, int
-        A part is written when this much time has passed or this many rows wait.
+        Rows are written when this much time has passed or this many wait.
     max_waiting : int
-        Rows kept in memory at most; more are dropped and counted.
+        Rows kept in memory at most; more are refused.
     """
 
     def __init__(
@@ -43,33 +59,48 @@ class Profiler:
         self.storage = Storage(storage_url)
         self.flush_seconds, self.flush_rows, self.max_waiting = flush_seconds, flush_rows, max_waiting
         self._references: dict[tuple[str, str], tuple[ReferenceProfile, list[str]]] = {}
-        self._waiting: dict[tuple[str, str, float], list[Row]] = {}
+        self._waiting: dict[tuple[str, str, Watch], list[Row]] = {}
+        self._written: dict[tuple[str, str, Watch], asyncio.Future[None]] = {}
+        self._open: dict[tuple[str, str, datetime], _OpenWindow] = {}
         self._counts = {"received": 0, "written": 0, "dropped": 0}
         self._last_flush = time.monotonic()
         self._lock = asyncio.Lock()
         self._timer = asyncio.get_running_loop().create_task(self._tick())
 
-    async def log(self, model: str, version: str, window_hours: float, rows: Sequence[Row]) -> None:
-        """Take served rows: LOG_COLUMNS' values, then the features in the contract's order."""
+    async def log(self, model: str, version: str, watch: Watch, rows: Sequence[Row]) -> None:
+        """Take served rows and return when they are written: LOG_COLUMNS' values, then features in contract order.
+
+        Raises
+        ------
+        ServiceUnavailable
+            When too many rows wait already, or these could not be written.
+        """
         self._counts["received"] += len(rows)
         if self._n_waiting() + len(rows) > self.max_waiting:
             self._counts["dropped"] += len(rows)
-            return
-        self._waiting.setdefault((model, version, window_hours), []).extend(rows)
+            raise ServiceUnavailable(f"expected at most {self.max_waiting} rows to wait, found more")
+        key = (model, version, watch)
+        self._waiting.setdefault(key, []).extend(rows)
+        written = self._written.setdefault(key, asyncio.get_running_loop().create_future())
         if self._n_waiting() >= self.flush_rows and not self._lock.locked():
             await self.flush()
+        await asyncio.shield(written)  # who gives up waiting must not take the others along
 
     async def flush(self) -> dict[str, int]:
         """Write what waits and return the counts so far."""
         async with self._lock:
             waiting, self._waiting = self._waiting, {}
-            for (model, version, hours), rows in waiting.items():
+            written, self._written = self._written, {}
+            for key, rows in waiting.items():
                 try:
-                    await asyncio.to_thread(self._write, model, version, hours, rows)
+                    await asyncio.to_thread(self._write, *key, rows)
                     self._counts["written"] += len(rows)
-                except Exception:  # whatever is wrong with the log, the predictions were served
+                    written[key].set_result(None)
+                except Exception as error:  # whatever is wrong with the log, the predictions were served
                     self._counts["dropped"] += len(rows)
-                    logger.exception("part not written model=%s version=%s rows=%d", model, version, len(rows))
+                    logger.exception("rows not written model=%s version=%s rows=%d", *key[:2], len(rows))
+                    written[key].set_exception(ServiceUnavailable(f"rows not written: {error}"))
+                    written[key].exception()  # told, even where nobody waits for it any more
             self._last_flush = time.monotonic()
         return dict(self._counts)
 
@@ -98,12 +129,29 @@ class Profiler:
                 self._references[model, version] = reference, folder.contract.feature_columns
         return self._references[model, version]
 
-    def _write(self, model: str, version: str, window_hours: float, rows: list[Row]) -> None:
+    def _write(self, model: str, version: str, watch: Watch, rows: list[Row]) -> None:
         reference, features = self._reference(model, version)
-        frame = pd.DataFrame(rows, columns=[*LOG_COLUMNS, *features])
-        windows = WindowStore(self.storage, model)
-        starts = {moment: window_start(moment, window_hours) for moment in {row[1] for row in rows}}
+        logged_as = {name: f"feature.{name}" if name in LOG_COLUMNS else name for name in features}
+        frame = pd.DataFrame(rows, columns=[*LOG_COLUMNS, *logged_as.values()])
+        hidden = [column for name, column in logged_as.items() if name in watch.redacted]
+        PredictionLog(self.storage, model).append(frame.drop(columns=hidden))
+        starts = {moment: window_start(moment, watch.window_hours) for moment in {row[1] for row in rows}}
         for start, part in frame.groupby([starts[row[1]] for row in rows], sort=True):
-            watched = part[[*features, "probability"]].reset_index(drop=True)
-            windows.write_part(version, start, reference.grid.count(watched), profile_frame(watched), len(part))
-        PredictionLog(self.storage, model).append(frame)
+            watched = part[[*logged_as.values(), "probability"]].reset_index(drop=True)
+            watched.columns = pd.Index([*features, "probability"])
+            self._add(model, version, start, reference.grid.count(watched), profile_frame(watched))
+
+    def _add(self, model: str, version: str, start: datetime, counts: GridCounts, profile: bytes) -> None:
+        """Write a window again with these rows added; what is held in memory changes only with what is written."""
+        known = self._open.pop((model, version, start), None)
+        part = known.part if known else uuid.uuid4().hex
+        if known:
+            counts, profile = known.counts + counts, merge_profiles([known.profile, profile])
+        try:
+            WindowStore(self.storage, model).write_part(version, start, part, counts, profile)
+            known = _OpenWindow(part, counts, profile)
+        finally:
+            if known:
+                self._open[model, version, start] = known  # the newest last
+        while len(self._open) > _MAX_OPEN:
+            del self._open[next(iter(self._open))]

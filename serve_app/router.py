@@ -16,12 +16,12 @@ from forge_core.errors import ModelNotFound, SchemaViolation, ServiceUnavailable
 from forge_core.monitoring.metrics import PREDICTION_SECONDS, PREDICTIONS, REFUSED
 from forge_core.storage import Storage
 from serve_app.counting import Counting
-from serve_app.journal import Journal
+from serve_app.journal import Journal, Watch
 from serve_app.live_version import LiveVersion, answer, load_live_version, watched
 
 logger = logging.getLogger(__name__)
 
-_WINDOW_HOURS = 24.0
+_USUAL = Watch(24.0)
 
 
 class Switchboard:
@@ -40,13 +40,13 @@ class Switchboard:
         self.default_model = default_model
         self.live: dict[str, LiveVersion] = {}
         self.held: dict[str, dict[str, LiveVersion]] = {}
-        self.windows: Mapping[str, float | None] = {}
+        self.watch: Mapping[str, Watch | None] = {}
         self._routing = asyncio.Lock()
         self.counting = Counting()
         self.journal = Journal(self.counting)
 
     async def route(
-        self, table: Mapping[str, Mapping[str, str]], windows: Mapping[str, float | None] | None = None
+        self, table: Mapping[str, Mapping[str, str]], watch: Mapping[str, Mapping[str, Any] | None] | None = None
     ) -> None:
         """Load what is new beside what is held, then swap at once.
 
@@ -55,13 +55,14 @@ class Switchboard:
         table : mapping
             A model's row names its champion, which gets the traffic, and its candidate, which answers only who asks
             for that version.
-        windows : mapping, optional
-            Hours of a model's profiling window; None for one that is neither profiled nor logged.
+        watch : mapping, optional
+            Each model's fields of `Watch`; None for one that is neither profiled nor logged.
         """
         async with self._routing:
             held = {model: await self._hold(model, row) for model, row in table.items()}
             champions = {m: held[m][row["champion"]] for m, row in table.items() if "champion" in row}
-            self.held, self.live, self.windows = held, champions, windows or {}
+            told = {m: Watch(w["window_hours"], tuple(w["redacted"])) if w else None for m, w in (watch or {}).items()}
+            self.held, self.live, self.watch = held, champions, told
         logger.info("routing %s holding %s", self._versions(), {m: sorted(v) for m, v in held.items()})
 
     async def _hold(self, model: str, row: Mapping[str, str]) -> dict[str, LiveVersion]:
@@ -124,6 +125,7 @@ class Switchboard:
         request_ids: Sequence[str] | None = None,
         event_time: datetime | None = None,
         version: str | None = None,
+        owner: str = "",
     ) -> list[dict[str, Any]]:
         """Return one reply a record (all of one version), and journal the rows.
 
@@ -133,6 +135,8 @@ class Switchboard:
             Rows, or columns of one length.
         version : str, optional
             Ask this version, not the live one. Such rows are a trial: neither logged nor watched.
+        owner : str
+            Whose key was shown; kept in the prediction log.
 
         Raises
         ------
@@ -149,14 +153,14 @@ class Switchboard:
         labels = (live.model, live.version, "champion" if version is None else "asked")
         self.counting.count(PREDICTIONS, labels, len(rows))
         self.counting.observe(PREDICTION_SECONDS, labels, elapsed)
-        hours = self.windows.get(live.model, _WINDOW_HOURS)
-        if version is None and hours is not None:
+        watch = self.watch.get(live.model, _USUAL)
+        if version is None and watch is not None:
             received = datetime.now(UTC)
-            facts = (event_time or received, received, live.version, "champion")
+            facts = (event_time or received, received, live.version, "champion", owner)
             self.journal.add(
                 live.model,
                 live.version,
-                hours,
+                watch,
                 [
                     (request_id, *facts, prediction, watched(score), *row)
                     for request_id, row, score, (prediction, _) in zip(ids, rows, scores, answers, strict=True)
@@ -199,7 +203,6 @@ class Switchboard:
         handle = serve.get_app_handle("profiler")
         if flush:
             await self.journal.settle()
-            await handle.flush.remote()
         counts = await handle.counts.remote()
         return {**counts, "waiting_in_router": self.journal.waiting, "dropped_by_router": self.journal.dropped}
 

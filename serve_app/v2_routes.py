@@ -115,7 +115,9 @@ class _V2Routes:
         live = self.board.version_of(model, version)
         asked = parse_infer(body, live, header_length=length, limits=self.limits)
         self.spend(caller, len(asked.records))
-        replies = await self.board.predict(model, asked.records, asked.request_ids, self.moment(request), version)
+        replies = await self.board.predict(
+            model, asked.records, asked.request_ids, self.moment(request), version, caller.owner
+        )
         data, json_length = infer_body(live, asked, replies)
         if json_length is None:
             return Response(data, media_type="application/json")

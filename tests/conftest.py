@@ -12,7 +12,6 @@ from infra.local import stack as local
 from infra.local.processes import free_ports
 from tests.stack_settings import short_home, stack_settings
 
-
 # Every HAProxy of a machine wants the same ports unless told otherwise, so one process has all tests with stacks.
 _TOGETHER = {"docs": "stack", "flows": "stack", "infra": "stack", "serve": "serve"}
 

@@ -14,7 +14,7 @@ import yaml
 
 from forge_core.deployment.routing_table import Table, variant_name
 from forge_core.errors import ConfigurationError
-from forge_core.policy import ServingPolicy, load_policies
+from forge_core.policy import MonitorPolicy, ServingPolicy, load_policies
 from forge_core.settings import Settings
 
 # What Ray reads when Serve starts: HAProxy instead of the Python proxy, and logs where a container shows them.
@@ -39,8 +39,8 @@ class ServeConfig:
         Where the prediction API listens.
     arguments : mapping
         Passed to every application builder: storage and ledger URLs, profile, default model, whether it is open.
-    windows : mapping
-        Hours of each model's profiling window; None for one that is not watched.
+    watch : mapping
+        Each model's `window_hours` and `redacted` features; None for one that is not watched.
     serving : mapping
         Each model's policy of replicas, over the pattern's.
     """
@@ -49,7 +49,7 @@ class ServeConfig:
     host: str
     port: int
     arguments: Mapping[str, Any]
-    windows: Mapping[str, float | None]
+    watch: Mapping[str, Mapping[str, Any] | None]
     serving: Mapping[str, ServingPolicy]
 
     def compose(self, variants: Iterable[tuple[str, str]], table: Table) -> dict[str, Any]:
@@ -61,7 +61,7 @@ class ServeConfig:
         for app in patterns.values():
             app["args"] = {**self.arguments, **app.get("args", {})}
             if app["name"] == "router":
-                _deployment(app, "Router")["user_config"] = {"models": table, "windows": dict(self.windows)}
+                _deployment(app, "Router")["user_config"] = {"models": table, "watch": dict(self.watch)}
             apps.append(app)
         apps += [self._variant(pattern, model, version) for model, version in sorted(set(variants))]
         return {**template, "http_options": {"host": self.host, "port": self.port}, "applications": apps}
@@ -94,9 +94,13 @@ def get_serve_config(settings: Settings) -> ServeConfig:
             "default_model": settings.model,
             "open_without_key": settings.open_without_key,
         },
-        windows={n: p.monitor.window_hours if p.monitor.watch else None for n, p in policies.items()},
+        watch={n: _watch(p.monitor) for n, p in policies.items()},
         serving={n: p.serving for n, p in policies.items()},
     )
+
+
+def _watch(policy: MonitorPolicy) -> dict[str, Any] | None:
+    return {"window_hours": policy.window_hours, "redacted": list(policy.redacted)} if policy.watch else None
 
 
 def _scale(deployment: dict[str, Any], serving: ServingPolicy) -> None:

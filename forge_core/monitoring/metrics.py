@@ -29,7 +29,10 @@ PREDICTION_SECONDS = Metric(
     "forge_prediction_duration_seconds", "Contract, waiting and scoring of a call.", ("model", "version", "variant")
 )
 REFUSED = Metric("forge_refused_rows_total", "Rows that broke the contract.", ("model", "version"))
-DROPPED = Metric("forge_dropped_rows_total", "Served rows that were neither profiled nor logged.", ("at",))
+LOGGED = Metric(
+    "forge_logged_rows_total", "Served rows that are in a window and in the prediction log.", ("model", "version")
+)
+DROPPED = Metric("forge_dropped_rows_total", "Served rows that may be in neither.", ("model", "version", "at"))
 LABELS = Metric("forge_feedback_labels_total", "Labels committed.", ("model",))
 
 

@@ -6,7 +6,7 @@ only added, each whole. A request that was logged twice counts once: what was re
 
 import uuid
 from collections.abc import Sequence
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,11 @@ from forge_core.errors import SchemaViolation
 from forge_core.storage import Storage
 
 REQUIRED = ("request_id", "event_time", "received_at", "version", "variant", "prediction", "probability")
-_TIMES, _TEXTS, _NUMBERS = ("event_time", "received_at"), ("request_id", "version", "variant"), ("probability",)
+_TIMES, _TEXTS, _NUMBERS = (
+    ("event_time", "received_at"),
+    ("request_id", "version", "variant", "owner"),
+    ("probability",),
+)
 
 
 class PredictionLog:
@@ -95,7 +99,7 @@ class PredictionLog:
         if not tables:
             return pd.DataFrame({name: _tidy(name, pd.Series(dtype=object)) for name in columns or REQUIRED})
         frame = pa.concat_tables(tables, promote_options="permissive").to_pandas()
-        frame = frame.sort_values(["received_at", "event_time"], kind="stable").drop_duplicates("request_id")
+        frame = _once(frame)
         kept = pd.Series(True, index=frame.index)
         if since is not None:
             kept &= frame["event_time"] >= since
@@ -105,6 +109,30 @@ class PredictionLog:
             kept &= frame["version"] == version
         frame = frame[kept].sort_values("event_time", kind="stable").reset_index(drop=True)
         return frame if columns is None else frame.reindex(columns=list(columns))
+
+    def maintain(self, now: datetime, retention_days: float | None = None) -> tuple[int, int]:
+        """Put each finished day's parts into one file and remove days past their retention; return how many of each.
+
+        A day is finished a day after its end. Interrupted, it leaves rows twice for a while, which are read once.
+        """
+        joined = removed = 0
+        days: dict[date, list[str]] = {}
+        for key in self._keys(None, None):
+            days.setdefault(_date_of(key), []).append(key)
+        for day, keys in days.items():
+            ended = datetime.combine(day + timedelta(days=1), datetime.min.time(), UTC)
+            if retention_days is not None and now - ended > timedelta(days=retention_days):
+                removed += 1
+            elif len(keys) > 1 and now - ended > timedelta(days=1):
+                tables = [self._part(key, None) for key in keys]
+                frame = _once(pa.concat_tables(tables, promote_options="permissive").to_pandas())
+                self.storage.write_frame(f"{self.folder}/date={day}/day-{uuid.uuid4().hex}.parquet", frame)
+                joined += 1
+            else:
+                continue
+            for key in keys:
+                self.storage.fs.rm(self.storage.path(key))
+        return joined, removed
 
     def _keys(self, since: datetime | None, until: datetime | None) -> list[str]:
         first = since.astimezone(UTC).date() if since else date.min
@@ -117,6 +145,11 @@ class PredictionLog:
             part = pq.ParquetFile(file)
             names = part.schema_arrow.names
             return part.read(columns=[name for name in names if columns is None or name in columns])
+
+
+def _once(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return each request once: what was received first."""
+    return frame.sort_values(["received_at", "event_time"], kind="stable").drop_duplicates("request_id")
 
 
 def _date_of(key: str) -> date:

@@ -1,13 +1,12 @@
 """Windows: what a version saw in one profiling interval, and the reference it is compared with.
 
-A window is a folder of parts, `windows/{model}/{version}/{start}/{id}-{rows}.json` (counts) and `.bin` (whylogs
-profile). Parts are only ever added, each whole: the profile first, the counts last, so a profile without counts is the
-trace of an interrupted write and is ignored. Reading adds the parts up, in whatever order they came.
+A window is a folder of parts, one a writer: `windows/{model}/{version}/{start}/{part}.json` (counts) and `.bin`
+(whylogs profile). A writer puts a larger part in the place of its last one, whole: the profile first, the counts last,
+so a profile without counts is the trace of an interrupted write and is ignored. Reading adds the parts up.
 """
 
 import json
-import uuid
-from collections import Counter
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -20,6 +19,8 @@ from forge_core.monitoring.profiles import merge_profiles, profile_frame
 from forge_core.statistics.counts import GridCounts
 from forge_core.statistics.distributions import ReferenceGrid
 from forge_core.storage import Storage
+
+logger = logging.getLogger(__name__)
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _STAMP = "%Y%m%dT%H%M%SZ"
@@ -64,7 +65,7 @@ class WindowStore:
     >>> grid = ReferenceGrid.fit(reference, categorical=[], numerical=["age"])
     >>> store = WindowStore(Storage("memory://windows-example"), "demo")
     >>> start = window_start(datetime(2024, 1, 1, 13, 5, tzinfo=UTC), hours=24)
-    >>> store.write_part("1", start, grid.count(reference), b"", 100)
+    >>> store.write_part("1", start, "writer-1", grid.count(reference), b"")
     >>> store.windows("1")[0].n_rows
     100
     """
@@ -72,18 +73,43 @@ class WindowStore:
     def __init__(self, storage: Storage, model: str) -> None:
         self.storage, self.model = storage, model
 
-    def write_part(self, version: str, start: datetime, counts: GridCounts, profile: bytes, n_rows: int) -> None:
-        """Add rows to a window; `start` as `window_start` gives it."""
-        key = f"{self._folder(version)}/{start.astimezone(UTC):{_STAMP}}/{uuid.uuid4().hex}-{n_rows}"
+    def write_part(self, version: str, start: datetime, part: str, counts: GridCounts, profile: bytes) -> None:
+        """Write what one writer saw of a window, in the place of what it wrote before; `start` by `window_start`."""
+        key = f"{self._folder(version)}/{start.astimezone(UTC):{_STAMP}}/{part}"
         self.storage.write_bytes(f"{key}.bin", profile)
         self.storage.write_json(f"{key}.json", counts.to_dict())
 
     def windows(self, version: str) -> list[Window]:
-        """Return the version's windows in order of time; none is an empty list. Lists names, reads no file."""
-        rows: Counter[datetime] = Counter()
+        """Return the version's windows in order of time; none is an empty list."""
+        rows: dict[datetime, int] = {}
         for key in self._parts(version, None):
-            rows[_start_of(key)] += int(key.removesuffix(".json").rpartition("-")[2])
+            rows[_start_of(key)] = rows.get(_start_of(key), 0) + self.storage.read_json(key)["n_rows"]
         return [Window(version, start, rows[start]) for start in sorted(rows)]
+
+    def read(
+        self, version: str, grid: ReferenceGrid, since: datetime | None = None, until: datetime | None = None
+    ) -> dict[datetime, GridCounts]:
+        """Return the counts of each window that starts in [since, until), in order of time.
+
+        A part that cannot be read is left out with a warning: the rest is worth looking at all the same.
+
+        Raises
+        ------
+        ValueError
+            When a part was counted on another grid.
+        """
+        found: dict[datetime, GridCounts] = {}
+        for key in self._parts(version, None):
+            start = _start_of(key)
+            if (since and start < since) or (until and start >= until):
+                continue
+            try:
+                counts = GridCounts.from_dict(self.storage.read_json(key))
+            except (ValueError, KeyError, TypeError) as error:
+                logger.warning("window part left out key=%s: %s: %s", key, type(error).__name__, error)
+                continue
+            found[start] = found.get(start, grid.empty()) + counts
+        return dict(sorted(found.items()))
 
     def counts(self, version: str, grid: ReferenceGrid, starts: Iterable[datetime] | None = None) -> GridCounts:
         """Return the counts of the given windows (default: all) added up; no window gives counts of no rows.
@@ -93,10 +119,9 @@ class WindowStore:
         ValueError
             When a part was counted on another grid.
         """
-        total = grid.empty()
-        for key in self._parts(version, starts):
-            total = total + GridCounts.from_dict(self.storage.read_json(key))
-        return total
+        wanted = None if starts is None else set(starts)
+        parts = self.read(version, grid)
+        return sum((c for start, c in parts.items() if wanted is None or start in wanted), start=grid.empty())
 
     def profile(self, version: str, starts: Iterable[datetime] | None = None) -> bytes:
         """Return the merged whylogs profile of the given windows (default: all).

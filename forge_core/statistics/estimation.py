@@ -63,8 +63,8 @@ class QualityEstimator:
     >>> rng = np.random.default_rng(0)
     >>> stated = rng.random(5000)
     >>> estimator = QualityEstimator.fit(stated, rng.random(5000) < stated**2)
-    >>> estimator.estimate("accuracy", rng.random(1000)).value
-    0.67...
+    >>> str(estimator.estimate("accuracy", rng.random(1000)))
+    '0.7611 [0.7370, 0.7885]'
     """
 
     calibrators: tuple[tuple[Calibrator, ...], ...]

@@ -105,7 +105,7 @@ def columns(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _without_watching(configuration: dict[str, Any]) -> None:
     router = next(app for app in configuration["applications"] if app["name"] == "router")
-    router["deployments"][0]["user_config"]["windows"] = dict.fromkeys(MODELS)
+    router["deployments"][0]["user_config"]["watch"] = dict.fromkeys(MODELS)
 
 
 def _answers(url: str) -> bool:

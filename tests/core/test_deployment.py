@@ -106,7 +106,7 @@ class RecordedServe(ServeClient):
     """Serve's REST API in memory: an application runs as soon as it is put, but for those that fail."""
 
     def __init__(self, failing: tuple[str, ...] = ()) -> None:
-        config = ServeConfig(Path("deployments/serve.yaml"), "127.0.0.1", 1, arguments={}, windows={}, serving={})
+        config = ServeConfig(Path("deployments/serve.yaml"), "127.0.0.1", 1, arguments={}, watch={}, serving={})
         super().__init__("http://none", config)
         self.failing, self.puts, self.told = failing, list[tuple[list[str], dict[str, Any]]](), dict[str, Any]()
 
@@ -184,6 +184,9 @@ def test_after_a_restart_a_candidate_that_was_left_behind_is_not_loaded(ledger: 
     assert serve.reconcile(ledger) == table
 
 
+WATCH = {"window_hours": 6.0, "redacted": ["age"]}
+
+
 def test_changed_scaling_and_windows_reach_a_running_serve_and_nothing_else_does(ledger: Ledger) -> None:
     serve = RecordedServe()
     for model in ("m", "n"):
@@ -193,13 +196,13 @@ def test_changed_scaling_and_windows_reach_a_running_serve_and_nothing_else_does
     serve.reconcile(ledger)
     assert not serve.puts
     before = {app["name"]: app for app in serve.told["applications"]}
-    serve.config = replace(serve.config, windows={"m": 6.0}, serving={"n": ServingPolicy(replicas=2)})
+    serve.config = replace(serve.config, watch={"m": WATCH}, serving={"n": ServingPolicy(replicas=2)})
     told: list[str] = []
     serve.reconcile(ledger, progress=told.append)
     after = {app["name"]: app for app in serve.told["applications"]}
     assert len(serve.puts) == 1 and told[0] == "changing router, variant-n-v1"
     assert {name for name in after if after[name] != before[name]} == {"router", "variant-n-v1"}
-    assert after["router"]["deployments"][0]["user_config"]["windows"] == {"m": 6.0}
+    assert after["router"]["deployments"][0]["user_config"]["watch"] == {"m": WATCH}
     assert after["variant-n-v1"]["deployments"][0]["num_replicas"] == 2
     serve.reconcile(ledger)
     assert len(serve.puts) == 1

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import uuid
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -97,7 +98,7 @@ def reference() -> ReferenceProfile:
 
 
 def write(store: WindowStore, reference: ReferenceProfile, start: datetime, frame: pd.DataFrame) -> None:
-    store.write_part("1", start, reference.grid.count(frame), profile_frame(frame), len(frame))
+    store.write_part("1", start, uuid.uuid4().hex, reference.grid.count(frame), profile_frame(frame))
 
 
 def test_windows_add_up_what_their_parts_saw(tmp_path: Path, reference: ReferenceProfile) -> None:
@@ -106,7 +107,7 @@ def test_windows_add_up_what_their_parts_saw(tmp_path: Path, reference: Referenc
     write(store, reference, DAY, first[:30])
     write(store, reference, DAY, first[30:])
     write(store, reference, DAY + timedelta(days=1), second)
-    store.write_part("12", DAY, reference.grid.empty(), b"", 0)
+    store.write_part("12", DAY, "other", reference.grid.empty(), b"")
     assert store.windows("1") == [Window("1", DAY, 100), Window("1", DAY + timedelta(days=1), 50)]
     whole = store.counts("1", reference.grid)
     assert whole.to_dict() == reference.grid.count(pd.concat([first, second])).to_dict()
@@ -118,9 +119,23 @@ def test_an_interrupted_part_is_ignored(tmp_path: Path, reference: ReferenceProf
     storage = Storage(str(tmp_path))
     store = WindowStore(storage, "demo")
     write(store, reference, DAY, features(10))
-    storage.write_bytes("windows/demo/1/20240101T000000Z/halfway-99.bin", b"profile without counts")
+    storage.write_bytes("windows/demo/1/20240101T000000Z/halfway.bin", b"profile without counts")
     assert store.windows("1") == [Window("1", DAY, 10)]
     assert store.counts("1", reference.grid).n_rows == 10
+
+
+def test_a_writer_replaces_its_part_and_a_broken_one_is_told_and_left_out(
+    tmp_path: Path, reference: ReferenceProfile, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage = Storage(str(tmp_path))
+    store = WindowStore(storage, "demo")
+    for n in (10, 30):
+        frame = features(n)
+        store.write_part("1", DAY, "writer", reference.grid.count(frame), profile_frame(frame))
+    assert store.windows("1") == [Window("1", DAY, 30)]
+    storage.write_bytes("windows/demo/1/20240101T000000Z/broken.json", b'{"grid": "abc", "n_ro')
+    assert store.counts("1", reference.grid).n_rows == 30
+    assert "broken.json" in caplog.text
 
 
 def test_a_version_nobody_served_has_no_windows(tmp_path: Path, reference: ReferenceProfile) -> None:
@@ -188,6 +203,31 @@ def test_the_first_received_of_a_repeated_request_counts(log: PredictionLog) -> 
     log.append(served(3, age=2, received_at=pd.Timestamp("2024-01-09", tz="UTC")))
     log.append(served(3, age=1))
     assert log.read()["age"].tolist() == [1, 1, 1]
+
+
+def test_finished_days_become_one_file_and_old_ones_go(log: PredictionLog, tmp_path: Path) -> None:
+    for seed in range(3):
+        log.append(served(5, seed=seed))
+        log.append(served(5, start=DAY + timedelta(days=9), seed=10 + seed))
+    log.append(served(5, seed=0, received_at=pd.Timestamp("2024-01-05", tz="UTC"), age=99))
+    before = log.read()
+    folder = tmp_path / "predictions" / "demo"
+    assert log.maintain(DAY + timedelta(days=10, hours=3)) == (1, 0)
+    assert len(list((folder / "date=2024-01-01").iterdir())) == 1
+    assert len(list((folder / "date=2024-01-10").iterdir())) == 3
+    pd.testing.assert_frame_equal(log.read(), before)
+    assert log.maintain(DAY + timedelta(days=10, hours=3)) == (0, 0)
+    assert log.maintain(DAY + timedelta(days=10), retention_days=5) == (0, 1)
+    assert len(log.read()) == 15
+
+
+def test_duckdb_reads_the_log_in_one_line(log: PredictionLog, tmp_path: Path) -> None:
+    log.append(served(10, seed=1))
+    log.append(served(10, seed=2, city=None))
+    import duckdb
+
+    found = duckdb.sql(f"from read_parquet('{log.storage.path(log.folder)}/*/*.parquet', union_by_name=true)").df()
+    assert len(found) == 20 and found["city"].notna().sum() == 10
 
 
 def test_an_empty_log_is_an_empty_frame_with_its_columns(log: PredictionLog) -> None:

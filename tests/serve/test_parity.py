@@ -14,6 +14,7 @@ from forge_core.deployment.parity import check_parity
 from forge_core.deployment.replay_rows import ReplayRows
 from forge_core.deployment.served_path import ServedPath
 from forge_core.errors import ModelError, ModelNotFound, ServiceUnavailable
+from serve_app.journal import Watch
 from tests.serve.boards import CONTRACT, Board, Scores, rising, served
 
 ROWS = pd.DataFrame({"x": np.arange(300.0), "town": ["Oslo", "Bergen", "Bodø"] * 100})
@@ -89,7 +90,7 @@ def test_only_rows_of_the_live_path_are_journalled() -> None:
         await board.route({"m": {"champion": "1", "candidate": "2"}})
         for version in (None, "1", "2"):
             await board.predict("m", [ROW, ROW], version=version)
-        assert board.journal.waiting == 2 and list(board.journal.rows) == [("m", "1", 24.0)]
+        assert board.journal.waiting == 2 and list(board.journal.rows) == [("m", "1", Watch(24.0))]
 
     asyncio.run(play())
 
