@@ -38,7 +38,7 @@ env: setup  ## Print the stack's variables: eval "$$(make -s env)"
 	@$(BIN)/python -m infra.local env
 
 test: setup  ## All tests on real servers, under 15 minutes
-	@$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+	@$(BIN)/python -m pytest
 
 test-fast: setup  ## Tests without servers, under a minute
 	@$(BIN)/python -m pytest -m "not stack and not ray and not s3 and not postgres and not mlflow and not slow and not browser"

@@ -13,6 +13,7 @@ from forge_core.deployment.mirror import mirrored_version
 from forge_core.deployment.routing import read_state
 from forge_core.errors import NotEnoughSamples
 from forge_core.monitoring.checkup import Checkup, check_live_version
+from forge_core.monitoring.live_rows import Known
 from forge_core.monitoring.reports import drift_figure, drift_markdown
 from forge_core.monitoring.windows import ReferenceProfile
 
@@ -57,19 +58,21 @@ def _check(house: House, moment: datetime) -> Checkup | None:
     if version is None:
         return None
     with mirrored_version(house.storage, house.model, version) as folder:
-        reference = ReferenceProfile.from_files(folder.reference_files)
-        quality = {name: m.value for name, m in folder.evaluation.metrics.items()}
-        task = folder.task
+        known = Known(
+            version,
+            ReferenceProfile.from_files(folder.reference_files),
+            folder.expectation,
+            {name: m.value for name, m in folder.evaluation.metrics.items()},
+            folder.task,
+            tuple(folder.classes or ()),
+        )
     retrained = [e["at"] for e in house.ledger.events(house.model, "retrained")]
     try:
         return check_live_version(
             house.storage,
             house.ledger,
             house.model,
-            version,
-            reference=reference,
-            reference_quality=quality,
-            task=task,
+            known,
             policy=house.policy,
             now=moment,
             last_retrained=max(retrained) if retrained else None,

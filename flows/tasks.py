@@ -193,7 +193,13 @@ def _upload(
     tracker = ExperimentTracker(house.model, tracking_uri=house.settings.mlflow_url)
     with tempfile.TemporaryDirectory(prefix="forge-candidate-") as path, tracker:
         run_id = tracker.run_id or ""
-        parts = candidate.assemble(storage, recipe, Path(path) / "version", lineage={**lineage, "run": run_id})
+        parts = candidate.assemble(
+            storage,
+            recipe,
+            Path(path) / "version",
+            lineage={**lineage, "run": run_id},
+            window_hours=house.policy.monitor.window_hours,
+        )
         write_mlmodel(parts.path, parts.pipeline, parts.input_example)
         tracker.log_params({"model_type": recipe.model_type, **dict(recipe.hyperparameters)})
         tracker.log_params({"dataset": dataset, "candidate": recipe.candidate_id})

@@ -109,8 +109,22 @@ class MonitorPolicy(_Section):
     redacted: list[str] = Field(default_factory=list, description="Features that are counted but never logged.")
     retention_days: float | None = Field(None, gt=0, description="Age at which logged rows are removed; none: never.")
     lookback_windows: int = Field(7, ge=1, description="Newest windows that a check merges.")
-    alpha: float = Field(0.05, gt=0, lt=1, description="Error budget of one check over all its features.")
-    max_quality_loss: float = Field(0.02, ge=0, description="Loss of quality against held-out rows that alarms.")
+    alpha: float = Field(
+        0.05, gt=0, lt=1, description="Chance of a false alarm: of one check over all features, of a lane in a horizon."
+    )
+    lane: Literal["auto", "exchangeable windows", "independent rows"] = Field(
+        "auto", description="What the drift alarm takes as alike; auto: rows where the training windows look so."
+    )
+    horizon_windows: int = Field(200, ge=10, description="Windows over which a lane's error budget is spread.")
+    strata: Literal["none", "hour", "weekday", "hour of the week"] = Field(
+        "none", description="Windows are compared within these (UTC), for traffic with such a season."
+    )
+    max_quality_loss: float = Field(
+        0.02, ge=0, description="Loss of the gate's metric against held-out rows, beyond doubt, that alarms."
+    )
+    max_row_loss: float = Field(
+        0.01, ge=0, description="Mean loss a row (Brier, or share of misses) above the held-out one that is no alarm."
+    )
 
 
 class RetrainPolicy(_Section):

@@ -27,6 +27,7 @@ from sklearn.pipeline import Pipeline
 from forge_core.data.contracts import Contract
 from forge_core.errors import IncompleteVersion, UntrustedModel
 from forge_core.models.evaluation import Evaluation, Verdict
+from forge_core.statistics.expectation import Expectation
 from forge_core.statistics.quality import Task
 
 REQUIRED = (
@@ -37,6 +38,7 @@ REQUIRED = (
     "reference.json",
     "reference.bin",
     "evaluation.json",
+    "expectation.json",
     "input_example.json",
     "lineage.json",
 )
@@ -141,7 +143,12 @@ class VersionFolder:
     @property
     def reference_files(self) -> dict[str, bytes]:
         """The reference profile's files, for `ReferenceProfile.from_files`."""
-        return {name: (self.path / name).read_bytes() for name in ("reference.json", "reference.bin")}
+        return {file.name: file.read_bytes() for file in self.path.glob("reference*")}
+
+    @cached_property
+    def expectation(self) -> Expectation:
+        """What live labels are held against, and what estimates quality without them."""
+        return Expectation.from_dict(self._json("expectation.json"))
 
     def _json(self, name: str) -> dict[str, Any]:
         return json.loads((self.path / name).read_text())
@@ -155,6 +162,7 @@ def write_parts(
     reference: Mapping[str, bytes],
     evaluation: Evaluation,
     verdict: Verdict,
+    expectation: Expectation,
     compiled: Mapping[str, Any],
     onnx: bytes | None,
     input_example: Mapping[str, Any],
@@ -168,6 +176,7 @@ def write_parts(
         "contract.yaml": contract.to_yaml().encode(),
         "features.json": _json_bytes({"hash": engineer.state_hash, "state": engineer.state()}),
         "evaluation.json": _json_bytes({"evaluation": evaluation.to_dict(), "verdict": verdict.to_dict()}),
+        "expectation.json": _json_bytes(expectation.to_dict()),
         "compiled.json": _json_bytes(compiled),
         "input_example.json": _json_bytes(input_example),
         "lineage.json": _json_bytes(lineage),

@@ -1,40 +1,61 @@
-"""One look at a live version: its newest windows, its labels so far, and whether to train again.
+"""One look at a live version: its windows, its labels so far, an estimate without labels, and whether to train again.
 
-With labels, loss of quality decides and drift is information; without labels drift decides alone and the
-reason says so (STATISTICS of retraining: features drift with every season, models mostly do not suffer).
+With labels, loss of quality decides and drift is information; without them an estimated loss together with drift
+decides; without both drift decides alone and the reason says so (features drift with every season, models mostly do
+not suffer).
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 from forge_core.errors import NotEnoughSamples
 from forge_core.ledger import Ledger
+from forge_core.monitoring.drift_alarm import DriftAlarm, live_alarm
 from forge_core.monitoring.drift_detection import AutomaticRetrainingTrigger, DriftReport, FeatureDriftDetector
-from forge_core.monitoring.performance import QualityReport, join_feedback, live_quality
-from forge_core.monitoring.prediction_log import PredictionLog
-from forge_core.monitoring.windows import ReferenceProfile, WindowStore
+from forge_core.monitoring.live_rows import Known, LiveRows, read_live_rows
+from forge_core.monitoring.performance import QualityReport, estimated_quality, live_quality
+from forge_core.monitoring.windows import WindowStore
 from forge_core.policy import ModelPolicy
-from forge_core.statistics.quality import Task
 from forge_core.storage import Storage
+
+# Rows over which the budget of the watch over single labels is spread.
+_HORIZON_ROWS = 1_000_000
 
 
 @dataclass(frozen=True)
 class Checkup:
-    """What was seen of a version up to a moment, and the decision."""
+    """What was seen of a version up to a moment, and the decision.
+
+    Attributes
+    ----------
+    drift : DriftReport
+        The newest windows together against the reference.
+    alarm : DriftAlarm
+        Whether drift is beyond what the error budget lets pass, over all windows.
+    quality, estimate : QualityReport or None
+        On the labels that have come; without labels.
+    loss_alarm : bool
+        Whether the labels, one by one, show a larger loss than allowed.
+    """
 
     model: str
     version: str
+    at: datetime
     n_windows: int
     drift: DriftReport
+    alarm: DriftAlarm
     quality: QualityReport | None
+    estimate: QualityReport | None
+    loss_alarm: bool
     retrain: bool
     reason: str
 
     def summary(self) -> dict[str, Any]:
         """Return the findings as plain JSON with one sentence for people."""
         drift = f"drift score {self.drift.score:.2f}" + (f" ({self.drift.feature})" if self.drift.feature else "")
-        quality = f"; {self.quality.reason}" if self.quality else "; no labels yet"
+        told = self.quality or self.estimate
+        quality = f"; {told.reason}" if told else "; no labels yet"
         decision = "train again" if self.retrain else "do not train again"
         return {
             "sentence": f"version {self.version}, {self.drift.n_current:,} rows in {self.n_windows} windows: "
@@ -43,8 +64,12 @@ class Checkup:
             "reason": self.reason,
             "score": self.drift.score,
             "drifted": self.drift.drifted,
-            "quality": None if self.quality is None else self.quality.value,
-            "labels": 0 if self.quality is None else self.quality.n_labelled,
+            "faults": sorted({f.feature for f in self.drift.faults}),
+            "psi": {name: self.drift[name].psi for name in self.drift},
+            "alarm": asdict(self.alarm),
+            "quality": self.quality and self.quality.to_dict(),
+            "estimate": self.estimate and self.estimate.to_dict(),
+            "labels": self.quality.n_rows if self.quality else 0,
         }
 
 
@@ -52,70 +77,94 @@ def check_live_version(
     storage: Storage,
     ledger: Ledger,
     model: str,
-    version: str,
+    known: Known,
     *,
-    reference: ReferenceProfile,
-    reference_quality: dict[str, float],
-    task: Task,
     policy: ModelPolicy,
     now: datetime,
     last_retrained: datetime | None,
 ) -> Checkup:
-    """Return the check of a version's newest windows before `now` (event time).
+    """Return the check of a version's windows before `now` (event time).
 
     Raises
     ------
     NotEnoughSamples
-        When too few rows were served in those windows.
+        When too few rows were served in the newest windows.
     """
     watched = policy.monitor
-    since = now - timedelta(hours=watched.window_hours * watched.lookback_windows)
+    window = timedelta(hours=watched.window_hours)
+    since = now - window * watched.lookback_windows
     store = WindowStore(storage, model)
-    starts = [w.start for w in store.windows(version) if since <= w.start < now]
-    if not starts:
-        raise NotEnoughSamples(f"expected served rows of version {version} since {since:%Y-%m-%d %H:%M}, found none")
-    counts = store.counts(version, reference.grid, starts)
-    detector = FeatureDriftDetector(
-        reference_profile=reference,
-        warning_threshold=watched.warning_threshold,
-        drift_threshold=watched.drift_threshold,
+    live = store.read(known.version, known.reference.grid, since=now - window * 2 * watched.horizon_windows, until=now)
+    newest = [counts for start, counts in live.items() if start >= since]
+    if not newest:
+        raise NotEnoughSamples(
+            f"expected served rows of version {known.version} since {since:%Y-%m-%d %H:%M}, found none"
+        )
+    finished = {start: counts for start, counts in live.items() if start + window <= now}
+    alarm = live_alarm(
+        known.reference,
+        finished,
+        lane=watched.lane,
+        strata=watched.strata,
+        horizon=watched.horizon_windows,
         alpha=watched.alpha,
     )
-    quality = _quality(storage, ledger, model, version, reference_quality, task, policy, since, now)
+    rows = read_live_rows(storage, ledger, model, known, since=since, until=now)
+    quality, loss_alarm = _labelled(rows, known, policy)
+    estimate = _estimated(rows, known, policy)
     trigger = AutomaticRetrainingTrigger(
-        detector,
+        FeatureDriftDetector(
+            reference_profile=known.reference,
+            warning_threshold=watched.warning_threshold,
+            drift_threshold=watched.drift_threshold,
+            alpha=watched.alpha,
+        ),
         retraining_frequency=policy.retrain.retraining_frequency,
         min_samples_required=policy.retrain.min_samples_required,
         min_drift_score=policy.retrain.min_drift_score,
         last_retrained=last_retrained,
-        quality_alarm=quality is not None and quality.alarm,
+        quality_alarm=None if quality is None else quality.alarm or loss_alarm,
+        estimate_alarm=None if estimate is None else estimate.alarm,
         now=lambda: now,
     )
-    retrain, drift = trigger.check_drift(counts)
-    reason = trigger.reason
-    if retrain and quality is not None and not quality.alarm:
-        retrain, reason = False, f"drift, but quality holds on {quality.n_labelled:,} labels"
-    return Checkup(model, version, len({*starts}), drift, quality, retrain, reason)
+    retrain, drift = trigger.check_drift(sum(newest, start=known.reference.grid.empty()))
+    return Checkup(
+        model, known.version, now, len(newest), drift, alarm, quality, estimate, loss_alarm, retrain, trigger.reason
+    )
 
 
-def _quality(
-    storage: Storage,
-    ledger: Ledger,
-    model: str,
-    version: str,
-    reference: dict[str, float],
-    task: Task,
-    policy: ModelPolicy,
-    since: datetime,
-    now: datetime,
-) -> QualityReport | None:
-    """Return quality on the labels known at `now`, or None where there are too few to say."""
-    log = PredictionLog(storage, model).read(since=since, until=now, version=version)
-    feedback = [f for f in ledger.feedback(model, since=since) if f.event_time <= now]
-    joined = join_feedback(log, feedback)
-    metric = policy.gate.metric
+def _labelled(rows: LiveRows, known: Known, policy: ModelPolicy) -> tuple[QualityReport | None, bool]:
+    """Return quality on the labels so far, and whether they alarm one by one; nothing where there are too few."""
+    joined = rows.labelled
     if len(joined) < policy.gate.min_rows:
+        return None, False
+    metric = policy.gate.metric if known.task != "multiclass" else "accuracy"
+    report = live_quality(
+        joined,
+        task=known.task,
+        metric=metric,
+        reference=known.quality[metric],
+        max_loss=policy.monitor.max_quality_loss,
+    )
+    evidence = known.expectation.loss.evidence(
+        joined["label"],
+        joined["probability" if known.task == "classification" else "prediction"],
+        allowed=policy.monitor.max_row_loss,
+        horizon=_HORIZON_ROWS,
+        alpha=policy.monitor.alpha,
+    )
+    return report, bool(evidence.log_e[-1] >= evidence.threshold)
+
+
+def _estimated(rows: LiveRows, known: Known, policy: ModelPolicy) -> QualityReport | None:
+    estimator = known.expectation.estimator
+    if estimator is None or known.task != "classification" or len(rows.served) < policy.gate.min_rows:
         return None
-    return live_quality(
-        joined, task=task, metric=metric, reference=reference[metric], max_loss=policy.monitor.max_quality_loss
+    metric = policy.gate.metric
+    return estimated_quality(
+        estimator,
+        rows.served["probability"],
+        metric=metric,
+        reference=known.quality[metric],
+        max_loss=policy.monitor.max_quality_loss,
     )

@@ -8,8 +8,9 @@ Quick, and right only where the rows of a window are independent.
 ones, ranked among all windows before it. It needs `CALIBRATION_WINDOWS` windows and says nothing earlier.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import pairwise
 from typing import Literal
 
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forge_core.monitoring.window_series import FeatureSeries, WindowSeries
+from forge_core.monitoring.windows import ReferenceProfile
 from forge_core.statistics.count_tests import chi_square, merged_cells, share_p_values, tail_p_values
 from forge_core.statistics.counts import FeatureCounts, GridCounts
 from forge_core.statistics.pair_moments import pair_p_values
@@ -31,6 +33,7 @@ PAIRS = "pairs of features"
 _SURELY_LARGER = 1e-3
 # Mean chi-square over its degrees of freedom from which rows of a window are called alike.
 _ALIKE = 1.25
+_ENOUGH_TO_COMPARE = 20
 
 
 @dataclass(frozen=True)
@@ -180,6 +183,42 @@ def rows_look_independent(windows: WindowSeries) -> bool:
             ratios.append(float(((bins - expected)[used] ** 2 / expected[used]).sum() / df))
     return bool(ratios) and max(ratios) < _ALIKE
 
+
+def live_alarm(
+    reference: ReferenceProfile,
+    live: Mapping[datetime, GridCounts],
+    *,
+    lane: str = "auto",
+    strata: str = "none",
+    horizon: int = 200,
+    alpha: float = 0.05,
+) -> DriftAlarm:
+    """Return the verdict on a version's windows, in the lane that is asked for or that its training windows call for.
+
+    Parameters
+    ----------
+    live : mapping of window start (UTC) to counts
+        Finished windows in order of time: half a day is not like a day.
+    """
+    known = WindowSeries.of(reference.grid, list(reference.windows.values()))
+    if lane == "auto":
+        independent = len(known) >= _ENOUGH_TO_COMPARE and rows_look_independent(known)
+        lane = "independent rows" if independent else "exchangeable windows"
+    if lane == "independent rows":
+        series = WindowSeries.of(reference.grid, list(live.values()))
+        return independent_alarm(reference.counts, series, horizon=horizon, alpha=alpha)
+    starts = [*reference.windows, *live]
+    series = WindowSeries.of(reference.grid, [*reference.windows.values(), *live.values()])
+    kinds = [_STRATA[strata](start) for start in starts]
+    return exchangeable_alarm(series, n_reference=len(known), horizon=horizon, alpha=alpha, strata=kinds)
+
+
+_STRATA: Mapping[str, Callable[[datetime], Hashable]] = {
+    "none": lambda _: "all",
+    "hour": lambda start: start.hour,
+    "weekday": lambda start: start.weekday(),
+    "hour of the week": lambda start: (start.weekday(), start.hour),
+}
 
 _QUESTIONS = {
     True: ("distribution", "missing", "unseen", "below", "above", "far"),

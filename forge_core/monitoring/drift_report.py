@@ -89,6 +89,11 @@ class DriftReport:
         return sorted((f for f in self.features if f.level != "none"), key=lambda f: -f.psi)
 
     @property
+    def faults(self) -> list[FeatureDrift]:
+        """Return the findings at level `drift` that a person must repair."""
+        return [f for f in self.significant if f.kind in FAULTS and f.level == "drift"]
+
+    @property
     def learnable_score(self) -> float:
         """Return the score without missing values and values out of range: those are repaired, not learnt."""
         return max((f.psi for f in self.significant if f.kind not in FAULTS), default=0.0)

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from forge_core.errors import ConfigurationError, NotEnoughSamples
 from forge_core.ledger import Feedback
+from forge_core.statistics.estimation import BLINDNESS, QualityEstimator
 from forge_core.statistics.quality import LOWER_IS_BETTER, METRICS, Interval, Task, bootstrap_interval
 
 MIN_GROUPS = 5
@@ -21,7 +23,7 @@ MIN_GROUPS = 5
 
 @dataclass(frozen=True)
 class QualityReport:
-    """Quality on labelled rows.
+    """Quality on labelled rows, or estimated on rows without labels.
 
     `loss` is how much worse than the reference it is, in the metric's unit, positive when worse, whichever way the
     metric points; `alarm` says whether the loss is beyond doubt larger than allowed, and `reason` why or why not.
@@ -32,10 +34,11 @@ class QualityReport:
     low: float
     high: float
     reference: float
-    n_labelled: int
+    n_rows: int
     loss: float
     alarm: bool
     reason: str
+    estimated: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -71,7 +74,7 @@ def live_quality(
         As `join_feedback` gives it: event_time, label, and `probability` (that of class 1) or, for a regression,
         `prediction`.
     task, metric : str
-        A key of `forge_core.statistics.quality.METRICS`, and of its table.
+        A key of `forge_core.statistics.quality.METRICS`, and of its table; with many classes `accuracy`.
     reference : float
         The metric on held-out rows.
     max_loss : float
@@ -90,18 +93,38 @@ def live_quality(
     cluster = _floor(joined["event_time"], groups)
     by = cluster.to_numpy() if cluster.nunique() >= MIN_GROUPS else None
     found = _interval(joined, task, metric, by)
+    return _judged(metric, found, reference, max_loss, len(joined), "labels")
+
+
+def estimated_quality(
+    estimator: QualityEstimator, probability: ArrayLike, *, metric: str, reference: float, max_loss: float
+) -> QualityReport:
+    """Return quality estimated without labels, against the held-out figure; as `live_quality` otherwise.
+
+    Parameters
+    ----------
+    probability : array_like of shape (n_rows,)
+        Of class 1, as it was answered.
+    """
+    found = estimator.estimate(metric, probability)
+    return _judged(metric, found, reference, max_loss, len(np.asarray(probability)), "rows without labels")
+
+
+def _judged(metric: str, found: Interval, reference: float, max_loss: float, n: int, what: str) -> QualityReport:
     sign = 1.0 if metric in LOWER_IS_BETTER else -1.0
     favourable = found.low if metric in LOWER_IS_BETTER else found.high
     loss, least_loss = sign * (found.value - reference), sign * (favourable - reference)
-    alarm = bool(least_loss > max_loss)
+    alarm, estimated = bool(least_loss > max_loss), what != "labels"
     if np.isnan(found.value):
-        reason = f"{metric} cannot be computed on these {len(joined):,} labels (one class only)"
+        reason = f"{metric} cannot be computed on these {n:,} {what} (one class only)"
     else:
         reason = (
-            f"{metric} {found} on {len(joined):,} labels, reference {reference:.4f}: worse by {loss:+.4f}, "
+            f"{metric} {found} on {n:,} {what}, reference {reference:.4f}: worse by {loss:+.4f}, "
             f"{'at least' if alarm else 'perhaps only'} {least_loss:+.4f}, allowed {max_loss:g}"
         )
-    return QualityReport(metric, found.value, found.low, found.high, reference, len(joined), loss, alarm, reason)
+    if estimated:
+        reason = f"{reason} ({BLINDNESS})"
+    return QualityReport(metric, found.value, found.low, found.high, reference, n, loss, alarm, reason, estimated)
 
 
 def quality_over_time(joined: pd.DataFrame, metric: str, freq: str = "D") -> pd.DataFrame:
@@ -122,6 +145,8 @@ def _interval(joined: pd.DataFrame, task: Task, metric: str, groups: Any) -> Int
         raise ConfigurationError(f"no metric {metric!r} for {task}; known: {', '.join(METRICS[task])}")
     y = joined["label"].to_numpy(float)
     answer = joined["probability" if task == "classification" else "prediction"].to_numpy(float)
+    if task == "multiclass":  # of the answers only the class is logged: all of its probability, for the metric's sake
+        answer = np.eye(int(max(answer.max(), y.max())) + 1)[answer.astype(int)]
     if np.isnan(METRICS[task][metric](y, answer, np.ones(len(y)))):
         return Interval(float("nan"), float("nan"), float("nan"))
     return bootstrap_interval(metric, y, answer, task=task, groups=groups, n_resamples=200)

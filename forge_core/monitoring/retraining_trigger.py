@@ -20,8 +20,9 @@ logger = logging.getLogger(__name__)
 class AutomaticRetrainingTrigger:
     """Decides whether to retrain; a flow acts on it.
 
-    Cooldown and rows come first. Then lost quality retrains whatever the drift; without it, drift of distributions or
-    new levels retrains and is marked "drift only"; missing values and values out of range never do, they need repair.
+    Cooldown and rows come first. Then lost quality retrains whatever the drift. Drift retrains together with an
+    estimated loss; where there are neither labels nor an estimate it retrains alone, marked "drift only". Missing
+    values, values out of range, other units and lost columns never do: they need repair.
 
     Parameters
     ----------
@@ -35,7 +36,9 @@ class AutomaticRetrainingTrigger:
     last_retrained : datetime, optional
         When the live version was trained (UTC); set to `now()` each time the answer is yes.
     quality_alarm : bool
-        Whether labels show that predictions got worse (`live_quality(...).alarm`).
+        Whether labels show that predictions got worse (`live_quality(...).alarm`); None without labels.
+    estimate_alarm : bool, optional
+        Whether quality is estimated to have got worse; None without an estimate.
     now : callable
         The clock; event time when months are replayed.
     """
@@ -48,12 +51,14 @@ class AutomaticRetrainingTrigger:
         min_drift_score: float = 0.2,
         *,
         last_retrained: datetime | None = None,
-        quality_alarm: bool = False,
+        quality_alarm: bool | None = None,
+        estimate_alarm: bool | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self.drift_detector, self.retraining_frequency = drift_detector, retraining_frequency
         self.min_samples_required, self.min_drift_score = min_samples_required, min_drift_score
-        self.last_retrained, self.quality_alarm, self.now = last_retrained, quality_alarm, now
+        self.last_retrained, self.now = last_retrained, now
+        self.quality_alarm, self.estimate_alarm = quality_alarm, estimate_alarm
         self.reason = "nothing checked yet"
 
     def check_drift(self, current: pd.DataFrame | GridCounts) -> tuple[bool, DriftReport]:
@@ -82,7 +87,13 @@ class AutomaticRetrainingTrigger:
         if self.quality_alarm:
             return True, f"quality loss: labels show worse predictions (drift score {report.score:.2f})"
         if report.learnable_score >= self.min_drift_score:
-            return True, f"drift only: score {report.learnable_score:.2f} >= {self.min_drift_score:g}, no labels asked"
+            drift = f"score {report.learnable_score:.2f} >= {self.min_drift_score:g}"
+            if self.quality_alarm is not None:
+                return False, f"drift ({drift}), but quality holds on the labels"
+            if self.estimate_alarm is not None:
+                told = "and quality is estimated to suffer" if self.estimate_alarm else "but estimated quality holds"
+                return self.estimate_alarm, f"drift ({drift}), {told}"
+            return True, f"drift only: {drift}, no labels asked"
         if report.score >= self.min_drift_score:
             return False, f"data fault: {report.feature} has missing or out-of-range values; repair it, do not learn it"
         return False, f"no reason: score {report.score:.2f} < {self.min_drift_score:g} and no quality loss"

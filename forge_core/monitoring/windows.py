@@ -5,10 +5,11 @@ A window is a folder of parts, one a writer: `windows/{model}/{version}/{start}/
 so a profile without counts is the trace of an interrupted write and is ignored. Reading adds the parts up.
 """
 
+import gzip
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import PurePosixPath
 
@@ -21,6 +22,8 @@ from forge_core.statistics.distributions import ReferenceGrid
 from forge_core.storage import Storage
 
 logger = logging.getLogger(__name__)
+
+WINDOWS_FILE = "reference_windows.json.gz"
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _STAMP = "%Y%m%dT%H%M%SZ"
@@ -154,13 +157,21 @@ def _start_of(key: str) -> datetime:
     return datetime.strptime(PurePosixPath(key).parent.name, _STAMP).replace(tzinfo=UTC)
 
 
+# Windows of the training rows that are kept, the newest ones; days for half a year.
+MAX_REFERENCE_WINDOWS = 200
+
+
 @dataclass(frozen=True, eq=False)
 class ReferenceProfile:
-    """What a version was trained on, and what it answered on held-out rows: its grid, counts and whylogs profile."""
+    """What a version was trained on, and what it answered on held-out rows: its grid, counts and whylogs profile.
+
+    `windows` are the training rows by time, where they have one: what one window differs from the next without drift.
+    """
 
     grid: ReferenceGrid
     counts: GridCounts
     profile: bytes
+    windows: Mapping[datetime, GridCounts] = field(default_factory=dict)
 
     @classmethod
     def build(
@@ -170,6 +181,8 @@ class ReferenceProfile:
         numerical: Sequence[str],
         *,
         outputs: pd.DataFrame | None = None,
+        times: pd.Series | None = None,
+        window_hours: float = 24.0,
     ) -> "ReferenceProfile":
         """Return the reference that training rows fix.
 
@@ -181,6 +194,8 @@ class ReferenceProfile:
         outputs : DataFrame, optional
             Model outputs on held-out rows (`probability`), watched as further features. Its rows are others than
             the training rows, and as many as there are.
+        times : Series of datetime, UTC, optional
+            Event time of each training row, for windows of `window_hours`.
         """
         grid = ReferenceGrid.fit(frame, categorical, numerical)
         counts, profile = grid.count(frame), profile_frame(frame[[*numerical, *categorical]])
@@ -191,16 +206,36 @@ class ReferenceProfile:
             both = {**counts.features, **answers.count(outputs).features}
             counts = GridCounts(grid.digest, len(frame), both, counts.pairs)
             profile = merge_profiles([profile, profile_frame(outputs)])
-        return cls(grid, counts, profile)
+        return cls(grid, counts, profile, _count_windows(grid, frame, times, window_hours))
 
     def to_files(self) -> dict[str, bytes]:
-        """Return `reference.json` (grid and counts) and `reference.bin` (whylogs profile)."""
+        """Return `reference.json` (grid and counts), `reference.bin` (whylogs) and `reference_windows.json.gz`."""
         text = json.dumps({"grid": self.grid.to_dict(), "counts": self.counts.to_dict()}, sort_keys=True)
-        return {"reference.json": text.encode(), "reference.bin": self.profile}
+        windows = {start.isoformat(): counts.to_dict() for start, counts in self.windows.items()}
+        packed = gzip.compress(json.dumps(windows, sort_keys=True).encode(), mtime=0)
+        return {"reference.json": text.encode(), "reference.bin": self.profile, WINDOWS_FILE: packed}
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes]) -> "ReferenceProfile":
         """Return the reference that `to_files` gave away."""
         value = json.loads(files["reference.json"])
         grid = ReferenceGrid.from_dict(value["grid"])
-        return cls(grid, GridCounts.from_dict(value["counts"]), files["reference.bin"])
+        windows = json.loads(gzip.decompress(files[WINDOWS_FILE])) if WINDOWS_FILE in files else {}
+        starts = {datetime.fromisoformat(start): GridCounts.from_dict(counts) for start, counts in windows.items()}
+        return cls(grid, GridCounts.from_dict(value["counts"]), files["reference.bin"], starts)
+
+
+def _count_windows(
+    grid: ReferenceGrid, frame: pd.DataFrame, times: pd.Series | None, hours: float
+) -> dict[datetime, GridCounts]:
+    if times is None:
+        return {}
+    watched = [name for name in grid.features if name in frame.columns]
+    starts = pd.Series([window_start(moment, hours) for moment in pd.to_datetime(times, utc=True)], index=frame.index)
+    newest = sorted(starts.unique())[-MAX_REFERENCE_WINDOWS:]
+    counted = {}
+    for start in newest:
+        found = grid.of(watched).count(frame[starts == start])
+        # Outputs are not known here: in-sample answers are better than those to come.
+        counted[start] = GridCounts(grid.digest, found.n_rows, {**grid.empty().features, **found.features}, found.pairs)
+    return counted

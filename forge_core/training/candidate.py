@@ -34,6 +34,7 @@ from forge_core.models.target import Learning, classes_of, labels_as_numbers, ta
 from forge_core.models.version import VersionFolder, dump_pipeline, load_pipeline, write_parts
 from forge_core.monitoring.windows import ReferenceProfile
 from forge_core.policy import GatePolicy
+from forge_core.statistics.expectation import Expectation
 from forge_core.statistics.quality import Floats
 from forge_core.storage import Storage
 from forge_core.training.datasets import SplitRequest, load_split
@@ -194,8 +195,10 @@ def parity_rows(parts: DataSplit, n_rows: int = 2000) -> pd.DataFrame:
     return pd.concat([rows, planted], ignore_index=True)
 
 
-def assemble(storage: Storage, recipe: Recipe, folder: Path, *, lineage: Mapping[str, Any]) -> VersionFolder:
-    """Gather every part of a version into a folder."""
+def assemble(
+    storage: Storage, recipe: Recipe, folder: Path, *, lineage: Mapping[str, Any], window_hours: float = 24.0
+) -> VersionFolder:
+    """Gather every part of a version into a folder; its training rows are kept as windows of so many hours."""
     parts = load_split(storage, recipe.split)
     pipeline = _pipeline(storage, recipe)
     contract = load_contract(storage, recipe.split.dataset_id)
@@ -204,7 +207,11 @@ def assemble(storage: Storage, recipe: Recipe, folder: Path, *, lineage: Mapping
     scores = score(pipeline, parts.X_test)
     # Of many classes the most probable one's probability is watched, as the API answers it.
     outputs = pd.DataFrame({"probability": scores if scores.ndim == 1 else scores.max(axis=1)})
-    reference = ReferenceProfile.build(parts.X_train, categorical, numerical, outputs=outputs)
+    times = parts.train[recipe.split.time_column] if recipe.split.time_column else None
+    reference = ReferenceProfile.build(
+        parts.X_train, categorical, numerical, outputs=outputs, times=times, window_hours=window_hours
+    )
+    task = task_of(pipeline)
     judged = storage.read_json(recipe.key("evaluation.json"))
     compiled = storage.read_json(recipe.key("compiled.json"))
     example = parts.X_test.dropna().head(1)
@@ -216,6 +223,7 @@ def assemble(storage: Storage, recipe: Recipe, folder: Path, *, lineage: Mapping
         reference=reference.to_files(),
         evaluation=Evaluation.from_dict(judged["evaluation"]),
         verdict=Verdict.from_dict(judged["verdict"]),
+        expectation=Expectation.fit(task, labels_as_numbers(parts.y_test, pipeline), scores),
         compiled=compiled,
         onnx=storage.read_bytes(recipe.key("model.onnx")) if compiled["parity"] else None,
         input_example=json.loads(example.to_json(orient="records", date_format="iso"))[0],
@@ -225,7 +233,7 @@ def assemble(storage: Storage, recipe: Recipe, folder: Path, *, lineage: Mapping
             "candidate": recipe.candidate_id,
             "model_type": recipe.model_type,
             "hyperparameters": dict(recipe.hyperparameters),
-            "task": task_of(pipeline),
+            "task": task,
             "classes": classes_of(pipeline),
             "train_rows": len(parts.train) + len(parts.validation),
             **lineage,

@@ -28,6 +28,7 @@ from forge_core.models.version import VersionFolder, write_parts
 from forge_core.policy import GatePolicy
 from forge_core.scoring.batch import score_dataset
 from forge_core.scoring.output import Scoring
+from forge_core.statistics.expectation import Expectation
 from forge_core.storage import Storage
 from tests.benchmarks.harness import Report
 
@@ -110,6 +111,7 @@ def make_version(folder: Path, model_type: str) -> VersionFolder:
         contract=infer_contract(rows.assign(target=y), target="target"),
         reference={"reference.json": b"{}", "reference.bin": b""},
         evaluation=evaluation,
+        expectation=Expectation.fit("classification", answers, scores),
         verdict=judge(evaluation, answers, scores, scores, policy=GatePolicy(), incumbent_name="itself"),
         compiled={
             "serves": "compiled",

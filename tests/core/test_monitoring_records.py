@@ -268,7 +268,7 @@ def test_quality_that_holds_does_not_alarm_and_lost_quality_does() -> None:
     kind = {"task": "classification", "metric": "accuracy", "reference": 0.8, "max_loss": 0.02}
     held, lost = live_quality(labelled(2000, 0.8), **kind), live_quality(labelled(2000, 0.7), **kind)  # type: ignore[arg-type]
     assert not held.alarm and lost.alarm
-    assert lost.loss == pytest.approx(0.8 - lost.value) and lost.high < 0.78 and lost.n_labelled == 2000
+    assert lost.loss == pytest.approx(0.8 - lost.value) and lost.high < 0.78 and lost.n_rows == 2000
     assert "allowed 0.02" in lost.reason
 
 

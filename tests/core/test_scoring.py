@@ -40,6 +40,7 @@ from forge_core.scoring.output import Scoring, seconds_at_work
 from forge_core.scoring.part_scorer import PartSummary
 from forge_core.scoring.plan import cut, plan_parts
 from forge_core.scoring.report import predictions_figure, scoring_table
+from forge_core.statistics.expectation import Expectation
 from forge_core.storage import Storage
 from tests.servers import s3_server
 
@@ -104,6 +105,7 @@ def make_version(folder: Path, target: str = "two") -> VersionFolder:
         contract=CONTRACT,
         reference={"reference.json": b"{}", "reference.bin": b""},
         evaluation=evaluation,
+        expectation=Expectation.fit(task_of(pipeline), numbers, scores),
         verdict=judge(evaluation, numbers, scores, scores, policy=policy, incumbent_name="itself"),
         compiled={"serves": "compiled", "reason": "", "parity": {}, "crossover_frame_rows": 100},
         onnx=onnx,

@@ -1,9 +1,14 @@
 """Swaps, rollbacks, kills and a step of load on a served model: what callers notice.
 
-`python -m tests.prove serving [swaps] [broken] [kills] [scaling] [--swaps N] [--rollbacks N] [--seconds S] [--every S]`
+`python -m tests.prove serving [batches] [swaps] [broken] [kills] [scaling]
+ [--swaps N] [--rollbacks N] [--seconds S] [--every S]`
 """
 
 import argparse
+import json
+import os
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -12,12 +17,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from forge_core.deployment.serve_config import SERVE_VARIABLES
+from infra.local.environment import ROOT
 from infra.local.stack import apply_environment, clean, up
+from tests.prove.replica_death import N_BATCHES
 from tests.prove.serving_ground import Ground, settings_with_files
 from tests.prove.serving_load import Report
 from tests.prove.serving_rounds import Kill, broken_versions, kills, scaling, swaps
 
-PARTS = ("swaps", "broken", "kills", "scaling")
+PARTS = ("batches", "swaps", "broken", "kills", "scaling")
 RESULTS = Path("build/prove")
 # Each kill may cost what was in flight in the killed process: at most one request a connection.
 CONNECTIONS = 16
@@ -60,6 +68,23 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=300.0, help="of the kills, and of the step of load by half")
     parser.add_argument("--every", type=float, default=40.0, help="seconds between two kills of the same kind")
     return parser
+
+
+def _batches(ground: Ground, versions: list[str], chosen: argparse.Namespace, console: Console) -> list[str]:
+    """Batches at work in a killed replica are answered by another, on a Serve beside the stack's."""
+    variables = {**os.environ, **SERVE_VARIABLES, "RAY_SERVE_ENABLE_HA_PROXY": "0"}
+    variables.pop("RAY_ADDRESS", None)
+    command = [sys.executable, "-m", "tests.prove.replica_death"]
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=150, check=False)
+    if done.returncode:
+        return [f"the killing itself failed: {done.stderr[-2000:]}"]
+    found = json.loads(done.stdout.splitlines()[-1])
+    for name, title in (("once", "without another try"), ("again", "with another try")):
+        told = ", ".join(f"{n} {what}" for what, n in Counter(found[name]).items())
+        console.print(f"  batches at work in a killed replica, {title}: {told}")
+    faults = [] if found["again"] == ["answered"] * N_BATCHES else ["batches were lost"]
+    # Without another try some are lost, or this would show nothing.
+    return faults if set(found["once"]) - {"answered"} else [*faults, "nothing was lost without another try"]
 
 
 def _swaps(ground: Ground, versions: list[str], chosen: argparse.Namespace, console: Console) -> list[str]:
@@ -130,4 +155,4 @@ def _tell(console: Console, title: str, report: Report) -> None:
     )
 
 
-_PARTS = {"swaps": _swaps, "broken": _broken, "kills": _kills, "scaling": _scaling}
+_PARTS = {"batches": _batches, "swaps": _swaps, "broken": _broken, "kills": _kills, "scaling": _scaling}

@@ -30,7 +30,7 @@ def test_what_the_document_says_is_what_the_api_does(api_url: str, tmp_path: Pat
     examples = int(os.environ.get("FUZZ_EXAMPLES", "3"))
     config = tmp_path / "schemathesis.toml"
     config.write_text(CONFIG)
-    longer = [] if examples > 3 else ["--max-time", "25"]
+    longer = [] if examples > 3 else ["--max-time", "15"]
     run = subprocess.run(
         [
             Path(sys.executable).with_name("schemathesis"), "--config-file", config,

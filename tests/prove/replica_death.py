@@ -1,4 +1,4 @@
-"""`python -m tests.serve.replica_death`: kills one of two replicas in the middle of its batches, on a Serve of its own.
+"""`python -m tests.prove.replica_death`: kills one of two replicas in the middle of its batches, on a Serve of its own.
 
 Prints, as JSON, what each batch got with and without another try.
 """

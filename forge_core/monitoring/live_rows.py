@@ -1,0 +1,66 @@
+"""What a version answered in a stretch of time, and the labels that have come for it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import pandas as pd
+
+from forge_core.ledger import Ledger
+from forge_core.monitoring.performance import join_feedback
+from forge_core.monitoring.prediction_log import REQUIRED, PredictionLog
+from forge_core.monitoring.windows import ReferenceProfile
+from forge_core.statistics.expectation import Expectation
+from forge_core.statistics.quality import Task
+from forge_core.storage import Storage
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a version brings along for its checks: reference, expectation, held-out figures, task and classes."""
+
+    version: str
+    reference: ReferenceProfile
+    expectation: Expectation
+    quality: Mapping[str, float]
+    task: Task
+    classes: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class LiveRows:
+    """Served rows in order of event time, and those with a label.
+
+    With many classes `prediction` and `label` are numbers of classes.
+    """
+
+    served: pd.DataFrame
+    labelled: pd.DataFrame
+
+
+def read_live_rows(
+    storage: Storage, ledger: Ledger, model: str, known: Known, *, since: datetime, until: datetime
+) -> LiveRows:
+    """Return what a version answered in [since, until), with the labels known at `until`."""
+    log = PredictionLog(storage, model)
+    served = log.read(since=since, until=until, version=known.version, columns=list(REQUIRED))
+    feedback = [f for f in ledger.feedback(model, since=since) if f.event_time <= until]
+    labelled = join_feedback(served, feedback)
+    if known.task == "multiclass":
+        labelled = labelled.assign(
+            prediction=_numbers(labelled["prediction"], known.classes),
+            label=_numbers(labelled["label"], known.classes),
+        )
+    return LiveRows(served, labelled)
+
+
+def _numbers(values: pd.Series, classes: Sequence[Any]) -> pd.Series:
+    """Return the numbers of classes; labels of classes that are no numbers are such numbers already."""
+    if pd.api.types.is_numeric_dtype(values.dtype) and any(isinstance(c, str) for c in classes):
+        return values.astype(float)
+    places = {str(name): float(number) for number, name in enumerate(classes)}
+    as_text = values.map(
+        lambda value: str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    )
+    return as_text.map(places).astype(float)
