@@ -203,6 +203,14 @@ class Ledger:
             rows = connection.execute(query).mappings().all()
         return [{**row, "at": _utc(row["at"]), "recorded_at": _utc(row["recorded_at"])} for row in rows]
 
+    def newest_events(self, kind: str) -> list[dict[str, Any]]:
+        """Return the newest event of a kind of each model, by model."""
+        newest = sa.select(sa.func.max(_events.c.id)).where(_events.c.kind == kind).group_by(_events.c.model)
+        query = sa.select(_events).where(_events.c.id.in_(newest)).order_by(_events.c.model)
+        with self.engine.connect() as connection:
+            rows = connection.execute(query).mappings().all()
+        return [{**row, "at": _utc(row["at"]), "recorded_at": _utc(row["recorded_at"])} for row in rows]
+
     def _insert(self, table: sa.Table) -> Any:
         from sqlalchemy.dialects import postgresql, sqlite
 

@@ -14,7 +14,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from forge_core.errors import ForgeError, ServiceUnavailable
-from forge_core.monitoring.metrics import REQUEST_SECONDS, REQUESTS
+from forge_core.monitoring.metric_names import REQUEST_SECONDS, REQUESTS
 from serve_app.bodies import USUAL, Limits, many_rows, not_the_form, one_row, parsed, read_json
 from serve_app.docs_page import docs_routes
 from serve_app.door import Caller, Door

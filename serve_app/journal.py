@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from ray import serve
 
-from forge_core.monitoring.metrics import DROPPED, LOGGED
+from forge_core.monitoring.metric_names import DROPPED, LOGGED
 from serve_app.counting import Counting
 
 logger = logging.getLogger(__name__)

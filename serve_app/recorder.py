@@ -1,11 +1,18 @@
 """What there is once for all routers: the writer of feedback, in groups, the sum of metrics, the keys' rates."""
 
 import asyncio
+import logging
 from datetime import datetime
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from forge_core.ledger import Feedback, Ledger
-from forge_core.monitoring.metrics import LABELS, Tally, exposition
+from forge_core.monitoring.check_gauges import check_gauges
+from forge_core.monitoring.metric_names import LABELS
+from forge_core.monitoring.metrics import Tally, exposition
 from serve_app.rates import Buckets, Spent
+
+logger = logging.getLogger(__name__)
 
 Rows = list[tuple[str, float, datetime]]
 
@@ -38,8 +45,13 @@ class Recorder:
         return self._buckets.exchange(spent)
 
     async def metrics(self) -> bytes:
-        """Return all counts since this process began, in Prometheus' text format."""
-        return exposition(self._total)
+        """Return all counts since this process began, and what the newest checks found, in Prometheus' text format."""
+        try:
+            checks = await asyncio.to_thread(self.ledger.newest_events, "checked")
+        except SQLAlchemyError as error:  # counts are worth having without it
+            logger.warning("no checks in the metrics: %s", type(error).__name__)
+            checks = []
+        return exposition(self._total, check_gauges(checks))
 
     async def _drain(self) -> None:
         while self._waiting:

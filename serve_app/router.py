@@ -13,7 +13,7 @@ from ray import serve
 from forge_core import __version__
 from forge_core.data.many_row_checks import Rows
 from forge_core.errors import ModelNotFound, SchemaViolation, ServiceUnavailable
-from forge_core.monitoring.metrics import PREDICTION_SECONDS, PREDICTIONS, REFUSED
+from forge_core.monitoring.metric_names import PREDICTION_SECONDS, PREDICTIONS, REFUSED
 from forge_core.storage import Storage
 from serve_app.counting import Counting
 from serve_app.journal import Journal, Watch

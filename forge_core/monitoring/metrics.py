@@ -1,39 +1,17 @@
-"""The service's metrics: their names, in one place, and counts that add up across processes.
+"""Counting and timing: across the service's processes, and of any function in a process of one's own.
 
-Names follow Prometheus' conventions (base units, `_total`, no label with values of callers). A process counts in a
-`Tally`, hands it over from time to time, and whoever gathers the tallies writes the exposition.
+A process counts in a `Tally`, hands it over from time to time, and whoever gathers the tallies writes the exposition.
 """
 
+import inspect
+import time
 from bisect import bisect_left
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache, wraps
+from typing import Any, ParamSpec, TypeVar
 
-# Upper ends of latency buckets in seconds.
-BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
-
-Labels = tuple[str, ...]
-
-
-class Metric(NamedTuple):
-    """One metric: its name, what it says, and the names of its labels."""
-
-    name: str
-    says: str
-    labels: Labels
-
-
-REQUESTS = Metric("forge_http_requests_total", "Requests answered.", ("route", "status"))
-REQUEST_SECONDS = Metric("forge_http_request_duration_seconds", "From the first byte to the reply.", ("route",))
-PREDICTIONS = Metric("forge_predictions_total", "Rows answered.", ("model", "version", "variant"))
-PREDICTION_SECONDS = Metric(
-    "forge_prediction_duration_seconds", "Contract, waiting and scoring of a call.", ("model", "version", "variant")
-)
-REFUSED = Metric("forge_refused_rows_total", "Rows that broke the contract.", ("model", "version"))
-LOGGED = Metric(
-    "forge_logged_rows_total", "Served rows that are in a window and in the prediction log.", ("model", "version")
-)
-DROPPED = Metric("forge_dropped_rows_total", "Served rows that may be in neither.", ("model", "version", "at"))
-LABELS = Metric("forge_feedback_labels_total", "Labels committed.", ("model",))
+from forge_core.monitoring.metric_names import BUCKETS, CALL_ERRORS, CALL_SECONDS, Gauge, Labels, Metric
 
 
 class Tally:
@@ -86,24 +64,24 @@ class Tally:
             self.times[key] = [a + b for a, b in zip(mine, histogram, strict=True)]
 
 
-def exposition(tally: Tally) -> bytes:
-    """Return the tally in Prometheus' text format."""
+def exposition(tally: Tally, gauges: Sequence[Gauge] = ()) -> bytes:
+    """Return the tally, and figures of the moment, in Prometheus' text format."""
     from prometheus_client import CollectorRegistry, generate_latest
 
     registry = CollectorRegistry()
-    registry.register(_Collector(tally))
+    registry.register(_Collector(tally, gauges))
     return generate_latest(registry)
 
 
 class _Collector:
     """What prometheus_client asks for its families."""
 
-    def __init__(self, tally: Tally) -> None:
-        self._tally = tally
+    def __init__(self, tally: Tally, gauges: Sequence[Gauge]) -> None:
+        self._tally, self._gauges = tally, gauges
 
     def collect(self) -> Iterator[Any]:
         """Give one family a metric."""
-        from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
         for metric in sorted({metric for metric, _ in self._tally.counts}):
             counter = CounterMetricFamily(metric.name, metric.says, labels=metric.labels)
@@ -111,6 +89,12 @@ class _Collector:
                 if name == metric:
                     counter.add_metric(labels, value)
             yield counter
+        for metric in sorted({metric for metric, _, _ in self._gauges}):
+            gauge = GaugeMetricFamily(metric.name, metric.says, labels=metric.labels)
+            for name, labels, value in self._gauges:
+                if name == metric:
+                    gauge.add_metric(labels, value)
+            yield gauge
         ends = [*map(str, BUCKETS), "+Inf"]
         for metric in sorted({metric for metric, _ in self._tally.times}):
             family = HistogramMetricFamily(metric.name, metric.says, labels=metric.labels)
@@ -119,3 +103,71 @@ class _Collector:
                     below = [sum(histogram[: i + 1]) for i in range(len(ends))]
                     family.add_metric(labels, list(zip(ends, below, strict=True)), sum_value=histogram[-1])
             yield family
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def track_prediction_latency(function: Callable[P, R] | None = None, *, model: str = "", version: str = "") -> Any:
+    """Return the function with each call timed and errors counted; sync or async, with or without parentheses.
+
+    `forge_prediction_latency_seconds` and `forge_prediction_errors_total` lie in prometheus_client's own registry;
+    `prometheus_client.start_http_server(port, "127.0.0.1")` lets a Prometheus server read them.
+
+    Parameters
+    ----------
+    model, version : str
+        Labels, where the function belongs to one.
+
+    Examples
+    --------
+    >>> @track_prediction_latency(model="flights", version="7")
+    ... def predict(rows):
+    ...     return [0.5 for _ in rows]
+    >>> predict([1, 2])
+    [0.5, 0.5]
+    >>> from prometheus_client import REGISTRY
+    >>> labels = {"function": "predict", "model": "flights", "version": "7"}
+    >>> REGISTRY.get_sample_value("forge_prediction_latency_seconds_count", labels)
+    1.0
+    """
+    if function is None:
+        return lambda wanted: track_prediction_latency(wanted, model=model, version=version)
+    labels = (getattr(function, "__name__", type(function).__name__), model, version)
+    if inspect.iscoroutinefunction(function):
+
+        @wraps(function)
+        async def timed_async(*args: P.args, **options: P.kwargs) -> Any:
+            with _timed(labels):
+                return await function(*args, **options)
+
+        return timed_async
+
+    @wraps(function)
+    def timed(*args: P.args, **options: P.kwargs) -> R:
+        with _timed(labels):
+            return function(*args, **options)
+
+    return timed
+
+
+@contextmanager
+def _timed(labels: Labels) -> Iterator[None]:
+    seconds, errors = _of_calls()
+    started = time.perf_counter()
+    try:
+        yield
+    except BaseException:
+        errors.labels(*labels).inc()
+        raise
+    finally:
+        seconds.labels(*labels).observe(time.perf_counter() - started)
+
+
+@cache
+def _of_calls() -> tuple[Any, Any]:
+    from prometheus_client import Counter, Histogram
+
+    seconds = Histogram(CALL_SECONDS.name, CALL_SECONDS.says, CALL_SECONDS.labels, buckets=BUCKETS)
+    return seconds, Counter(CALL_ERRORS.name, CALL_ERRORS.says, CALL_ERRORS.labels)

@@ -24,8 +24,10 @@ from forge_core.monitoring.prediction_log import PredictionLog
 from forge_core.settings import Settings
 from forge_core.storage import Storage
 from forge_core.tracking.registry import Registry
+from infra.grafana.boards import BOARDS
 from infra.local import stack as local
 from infra.local.prefect_api import FINAL, PrefectApi
+from tests.prometheus_server import PROGRAMS, watching
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(400)]
 
@@ -219,9 +221,11 @@ def test_a_killed_flow_is_marked_crashed_and_its_rerun_repeats_only_what_was_cut
     assert prefect.call("GET", f"/flow_runs/{run['id']}")["state_type"] == "CRASHED"
 
 
-def test_drift_and_lost_quality_start_a_retraining_by_themselves(
+@pytest.fixture(scope="module")
+def checked(
     stack: Settings, prefect: PrefectApi, trained: dict[str, Any], api: httpx.Client
-) -> None:
+) -> tuple[dict[str, Any], datetime]:
+    """What the monitor says after inputs have drifted and labels turned, and when it began."""
     start = datetime(2025, 3, 1, tzinfo=UTC)
     rows = generate_sample_data(3000, random_state=8, drift=2.0, start=start)
     for hour, part in rows.groupby(rows["event_time"].dt.floor("h")):
@@ -241,8 +245,15 @@ def test_drift_and_lost_quality_start_a_retraining_by_themselves(
     now = (rows["event_time"].max() + timedelta(hours=1)).isoformat()
     run = finish(prefect, prefect.run("monitor/sample", {"model": "sample", "now": now}))
     assert run["state_type"] == "COMPLETED", run["state"]["message"]
-    checked = Ledger(stack.ledger).events("sample", "checked")[-1]["details"]
-    assert checked["retrain"] and "feature1" in checked["drifted"] and checked["labels"] == 3000
+    return Ledger(stack.ledger).events("sample", "checked")[-1]["details"], began
+
+
+def test_drift_and_lost_quality_start_a_retraining_by_themselves(
+    stack: Settings, prefect: PrefectApi, checked: tuple[dict[str, Any], datetime]
+) -> None:
+    found, began = checked
+    assert found["retrain"] and "feature1" in found["drifted"] and found["labels"] == 3000
+    assert found["quality"]["alarm"] and found["estimate"]["estimated"]
     retrain = prefect.newest_run("retrain/sample", began)
     assert retrain is not None
     retrain = finish(prefect, retrain)
@@ -252,6 +263,30 @@ def test_drift_and_lost_quality_start_a_retraining_by_themselves(
     # live follows from that.
     assert told["passed"] != ("better log_loss than champion" in told["reason"])
     assert told["passed"] != (read_state(Ledger(stack.ledger))[1]["models"]["sample"]["champion"] == "1")
+
+
+@pytest.mark.skipif(
+    any(shutil.which(program) is None for program in PROGRAMS),
+    reason="needs Debian's programs: apt-get install prometheus prometheus-alertmanager",
+)
+def test_prometheus_reads_the_service_every_panel_is_answered_and_an_alert_arrives(
+    stack: Settings, checked: tuple[dict[str, Any], datetime], api: httpx.Client, tmp_path: Path
+) -> None:
+    with watching(tmp_path, stack.api_port) as watcher:
+        assert watcher.until(lambda: watcher.ask('up{job="forge"} == 1'))
+        for _ in range(4):
+            assert api.post("/predict", json=GUIDE_REQUEST).status_code == 200
+            time.sleep(1.0)
+        for _, title, panels in BOARDS.values():
+            for panel in panels:
+                for query in panel.queries.values():
+                    found = watcher.until(lambda query=query: watcher.ask(query), 20)
+                    assert found, f"{title}, {panel.title}: nothing answers {query}"
+                    assert all(series["value"][1] != "NaN" for series in found), f"{panel.title}: {found}"
+        alert = watcher.until(
+            lambda: [a for a in watcher.received if a["labels"]["alertname"] == "ForgeQualityLoss"], 30
+        )[0]
+    assert alert["labels"]["model"] == "sample" and "worse than allowed" in alert["annotations"]["summary"]
 
 
 @pytest.mark.browser

@@ -1,0 +1,53 @@
+"""Boards and alert rules against the code: every metric that they name is emitted by it."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from forge_core.monitoring import metric_names
+from forge_core.monitoring.metric_names import Metric
+from infra.grafana.boards import BOARDS, FOLDER, board
+
+PROMETHEUS = Path("infra/prometheus")
+NAMES = {metric.name for metric in vars(metric_names).values() if isinstance(metric, Metric)}
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_the_board_files_are_what_the_code_writes(name: str) -> None:
+    assert json.loads((FOLDER / f"{name}.json").read_text()) == json.loads(json.dumps(board(*BOARDS[name])))
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_panels_lie_beside_each_other_and_name_the_provisioned_source(name: str) -> None:
+    panels = json.loads((FOLDER / f"{name}.json").read_text())["panels"]
+    places = {(p["gridPos"]["x"], p["gridPos"]["y"]) for p in panels}
+    assert len(places) == len(panels) == len({p["id"] for p in panels})
+    sources = {p["datasource"]["uid"] for p in panels} | {t["datasource"]["uid"] for p in panels for t in p["targets"]}
+    assert sources == {"prometheus"} and all(p["description"] for p in panels)
+
+
+def test_every_metric_of_a_board_or_a_rule_is_emitted() -> None:
+    texts = [file.read_text() for file in (*FOLDER.glob("*.json"), PROMETHEUS / "rules.yml")]
+    named = {re.sub("_(bucket|sum|count)$", "", found) for text in texts for found in re.findall(r"\bforge_(?!core)\w+", text)}
+    assert named and named <= NAMES
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs Debian's promtool: apt-get install prometheus")
+@pytest.mark.parametrize("command", [("check", "config", "prometheus.yml"), ("test", "rules", "rules_test.yml")])
+def test_prometheus_own_tool_accepts_the_files_and_the_rules_do_what_they_say(command: tuple[str, ...]) -> None:
+    done = subprocess.run(["promtool", *command], cwd=PROMETHEUS, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(
+    shutil.which("amtool") is None, reason="needs Debian's amtool: apt-get install prometheus-alertmanager"
+)
+def test_alertmanagers_own_tool_accepts_its_file() -> None:
+    done = subprocess.run(
+        ["amtool", "check-config", "alertmanager.yml"], cwd=PROMETHEUS, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
