@@ -14,8 +14,11 @@ from forge_core.deployment.routing import read_state
 from forge_core.errors import NotEnoughSamples
 from forge_core.monitoring.checkup import Checkup, check_live_version
 from forge_core.monitoring.live_rows import Known
+from forge_core.monitoring.page import check_page
+from forge_core.monitoring.prediction_log import PredictionLog
 from forge_core.monitoring.reports import drift_figure, drift_markdown
 from forge_core.monitoring.windows import ReferenceProfile
+from forge_core.tracking.mlflow_extensions import ExperimentTracker
 
 
 @flow(name="monitor")
@@ -34,10 +37,13 @@ def monitor(model: str = "flights", now: str | None = None) -> dict[str, Any]:
     """
     house = open_house(model)
     moment = utc(now) or datetime.now(UTC)
-    checkup = _check(house, moment)
-    if checkup is None:
+    joined, removed = PredictionLog(house.storage, model).maintain(moment, house.policy.monitor.retention_days)
+    get_run_logger().info("prediction log: %d days joined, %d days removed", joined, removed)
+    seen = _check(house, moment)
+    if seen is None:
         return {"retrain": False, "sentence": f"nothing to check yet: no version of {model} is live"}
-    _leave(house, checkup)
+    checkup, known = seen
+    _leave(house, checkup, known)
     result = checkup.summary()
     get_run_logger().info(result["sentence"])
     house.ledger.append_event(
@@ -53,7 +59,7 @@ def monitor(model: str = "flights", now: str | None = None) -> dict[str, Any]:
     return result
 
 
-def _check(house: House, moment: datetime) -> Checkup | None:
+def _check(house: House, moment: datetime) -> tuple[Checkup, Known] | None:
     version = read_state(house.ledger)[1]["models"].get(house.model, {}).get("champion")
     if version is None:
         return None
@@ -68,7 +74,7 @@ def _check(house: House, moment: datetime) -> Checkup | None:
         )
     retrained = [e["at"] for e in house.ledger.events(house.model, "retrained")]
     try:
-        return check_live_version(
+        checkup = check_live_version(
             house.storage,
             house.ledger,
             house.model,
@@ -80,10 +86,23 @@ def _check(house: House, moment: datetime) -> Checkup | None:
     except NotEnoughSamples as error:
         get_run_logger().warning("%s", error)
         return None
+    return checkup, known
 
 
-def _leave(house: House, checkup: Checkup) -> None:
-    leave_text(slug(house.model, "drift"), drift_markdown(checkup.drift), "Newest windows against the reference")
+def _leave(house: House, checkup: Checkup, known: Known) -> None:
+    page = check_page(checkup, known.reference).encode()
+    key = f"reports/{house.model}/{checkup.version}/{checkup.at:%Y%m%dT%H%M%SZ}.html"
+    house.storage.write_bytes(key, page)
+    where = f"The whole report, with pictures: `{house.storage.path(key)}`"
+    with ExperimentTracker(f"{house.model}-monitoring", tracking_uri=house.settings.mlflow_url) as tracker:
+        tracker.log_tags({"version": checkup.version, "decision": checkup.reason[:500]})
+        tracker.log_metrics({"drift.score": checkup.drift.score, "drift.alarm": float(checkup.alarm.alarm)})
+        for told in filter(None, (checkup.quality, checkup.estimate)):
+            tracker.log_metrics({f"{'estimate' if told.estimated else 'quality'}.{told.metric}": told.value})
+        tracker.log_bytes(page, "report.html")
+        where += f", and in MLflow's run `{tracker.run_id}` of `{house.model}-monitoring`."
+    text = f"{drift_markdown(checkup.drift)}\n{where}\n"
+    leave_text(slug(house.model, "drift"), text, "Newest windows against the reference")
     leave_picture(slug(house.model, "drift-picture"), drift_figure(checkup.drift), "PSI of every feature")
     if checkup.quality is not None:
         leave_table(slug(house.model, "quality"), [asdict(checkup.quality)], "Quality on the labels that have arrived")

@@ -9,14 +9,17 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+import pandas as pd
+
 from forge_core.errors import NotEnoughSamples
 from forge_core.ledger import Ledger
 from forge_core.monitoring.drift_alarm import DriftAlarm, live_alarm
 from forge_core.monitoring.drift_detection import AutomaticRetrainingTrigger, DriftReport, FeatureDriftDetector
 from forge_core.monitoring.live_rows import Known, LiveRows, read_live_rows
-from forge_core.monitoring.performance import QualityReport, estimated_quality, live_quality
+from forge_core.monitoring.performance import QualityReport, estimated_quality, live_quality, quality_over_time
 from forge_core.monitoring.windows import WindowStore
 from forge_core.policy import ModelPolicy
+from forge_core.statistics.counts import GridCounts
 from forge_core.storage import Storage
 
 # Rows over which the budget of the watch over single labels is spread.
@@ -37,6 +40,10 @@ class Checkup:
         On the labels that have come; without labels.
     loss_alarm : bool
         Whether the labels, one by one, show a larger loss than allowed.
+    current : GridCounts
+        The newest windows together.
+    over_time : DataFrame
+        Quality on labels, a row a window (`quality_over_time`).
     """
 
     model: str
@@ -50,6 +57,8 @@ class Checkup:
     loss_alarm: bool
     retrain: bool
     reason: str
+    current: GridCounts
+    over_time: pd.DataFrame
 
     def summary(self) -> dict[str, Any]:
         """Return the findings as plain JSON with one sentence for people."""
@@ -127,10 +136,14 @@ def check_live_version(
         estimate_alarm=None if estimate is None else estimate.alarm,
         now=lambda: now,
     )
-    retrain, drift = trigger.check_drift(sum(newest, start=known.reference.grid.empty()))
+    current = sum(newest, start=known.reference.grid.empty())
+    retrain, drift = trigger.check_drift(current)
+    freq = f"{round(watched.window_hours * 60)}min"
+    over_time = quality_over_time(rows.labelled, quality.metric, freq) if quality else pd.DataFrame()
     return Checkup(
-        model, known.version, now, len(newest), drift, alarm, quality, estimate, loss_alarm, retrain, trigger.reason
-    )
+        model, known.version, now, len(newest), drift, alarm, quality, estimate, loss_alarm, retrain, trigger.reason,
+        current, over_time,
+    )  # fmt: skip
 
 
 def _labelled(rows: LiveRows, known: Known, policy: ModelPolicy) -> tuple[QualityReport | None, bool]:
