@@ -32,11 +32,8 @@ def test_panels_lie_beside_each_other_and_name_the_provisioned_source(name: str)
 
 def test_every_metric_of_a_board_or_a_rule_is_emitted() -> None:
     texts = [file.read_text() for file in (*FOLDER.glob("*.json"), PROMETHEUS / "rules.yml")]
-    named = {
-        re.sub("_(bucket|sum|count)$", "", found)
-        for text in texts
-        for found in re.findall(r"\bforge_(?!core)\w+", text)
-    }
+    found = {name for text in texts for name in re.findall(r"\bforge_(?!core)\w+", text)}
+    named = {re.sub("_(bucket|sum|count)$", "", name) for name in found}
     assert named and named <= NAMES
 
 
