@@ -286,7 +286,7 @@ def _command(tmp_path: Path, arguments: list[str]) -> "subprocess.Popen[str]":
     )
 
 
-def _wait(claim: Callable[[], Any], process: "subprocess.Popen[str]", seconds: float = 90) -> None:
+def _wait(claim: Callable[[], Any], process: "subprocess.Popen[str]", seconds: float = 200) -> None:
     end = time.monotonic() + seconds
     while not claim():
         assert process.poll() is None, process.communicate()[1]
