@@ -70,6 +70,8 @@ def watching(folder: Path, api_port: int) -> Iterator[Watcher]:
         for command in commands:
             with (folder / f"{command[0]}.log").open("wb") as log:
                 processes.append(subprocess.Popen(command, stdout=log, stderr=log))
+        if not watcher.until(lambda: _is_ready(watcher.url)):
+            raise RuntimeError((folder / "prometheus.log").read_text()[-2000:])
         yield watcher
     finally:
         for process in processes:
@@ -77,6 +79,13 @@ def watching(folder: Path, api_port: int) -> Iterator[Watcher]:
         for process in processes:
             process.wait(20)
         server.shutdown()
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/-/ready", trust_env=False, timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def _receiver(port: int, received: list[dict[str, Any]]) -> HTTPServer:
