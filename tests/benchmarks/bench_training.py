@@ -119,7 +119,7 @@ def _watch(folder: Path, over: threading.Event, peak: list[float]) -> None:
     while not over.wait(0.25):
         held = 0.0
         for file in (folder / "workers").glob("[0-9]*.json"):
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError, KeyError):  # one that has ended has no memory
                 status = Path(f"/proc/{json.loads(file.read_text())['pid']}/status").read_text()
                 fields = dict(line.split(":", 1) for line in status.splitlines())
                 held += sum(int(fields[name].split()[0]) for name in ("RssAnon", "RssShmem")) / 1024
