@@ -33,7 +33,7 @@ def rising(values: list[float]) -> list[float]:
 class StillJournal(Journal):
     """Keeps what would be shipped."""
 
-    async def _ship(self) -> None:
+    async def _gather(self) -> None:
         return
 
 
