@@ -19,6 +19,7 @@ class Tally:
 
     Examples
     --------
+    >>> from forge_core.monitoring.metric_names import PREDICTION_SECONDS, PREDICTIONS
     >>> tally = Tally()
     >>> tally.count(PREDICTIONS, ("flights", "7", "champion"), 3)
     >>> tally.observe(PREDICTION_SECONDS, ("flights", "7", "champion"), 0.004)
