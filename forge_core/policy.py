@@ -4,6 +4,7 @@
 error that names it. Units: shares in [0, 1], times in hours of event time unless the name says otherwise.
 """
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -119,12 +120,20 @@ class MonitorPolicy(_Section):
     strata: Literal["none", "hour", "weekday", "hour of the week"] = Field(
         "none", description="Windows are compared within these (UTC), for traffic with such a season."
     )
+    label_wait_hours: float = Field(
+        24.0, ge=0, description="How long a label waits for its prediction before it is called an orphan."
+    )
     max_quality_loss: float = Field(
         0.02, ge=0, description="Loss of the gate's metric against held-out rows, beyond doubt, that alarms."
     )
     max_row_loss: float = Field(
         0.01, ge=0, description="Mean loss a row (Brier, or share of misses) above the held-out one that is no alarm."
     )
+
+    @property
+    def watermark(self) -> timedelta:
+        """How long a label waits for its prediction."""
+        return timedelta(hours=self.label_wait_hours)
 
 
 class RetrainPolicy(_Section):

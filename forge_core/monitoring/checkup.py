@@ -44,6 +44,8 @@ class Checkup:
         The newest windows together.
     over_time : DataFrame
         Quality on labels, a row a window (`quality_over_time`).
+    n_pending, n_orphans : int
+        Labels whose request is not in the log yet, and those that are too old to wait for it.
     """
 
     model: str
@@ -59,6 +61,8 @@ class Checkup:
     reason: str
     current: GridCounts
     over_time: pd.DataFrame
+    n_pending: int
+    n_orphans: int
 
     def summary(self) -> dict[str, Any]:
         """Return the findings as plain JSON with one sentence for people."""
@@ -79,6 +83,8 @@ class Checkup:
             "quality": self.quality and self.quality.to_dict(),
             "estimate": self.estimate and self.estimate.to_dict(),
             "labels": self.quality.n_rows if self.quality else 0,
+            "labels_pending": self.n_pending,
+            "labels_orphaned": self.n_orphans,
         }
 
 
@@ -118,7 +124,7 @@ def check_live_version(
         horizon=watched.horizon_windows,
         alpha=watched.alpha,
     )
-    rows = read_live_rows(storage, ledger, model, known, since=since, until=now)
+    rows = read_live_rows(storage, ledger, model, known, since=since, until=now, watermark=watched.watermark)
     quality, loss_alarm = _labelled(rows, known, policy)
     estimate = _estimated(rows, known, policy)
     trigger = AutomaticRetrainingTrigger(
@@ -142,7 +148,7 @@ def check_live_version(
     over_time = quality_over_time(rows.labelled, quality.metric, freq) if quality else pd.DataFrame()
     return Checkup(
         model, known.version, now, len(newest), drift, alarm, quality, estimate, loss_alarm, retrain, trigger.reason,
-        current, over_time,
+        current, over_time, rows.n_pending, rows.n_orphans,
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import pandas as pd
@@ -32,17 +32,30 @@ class Known:
 class LiveRows:
     """Served rows in order of event time, and those with a label.
 
-    With many classes `prediction` and `label` are numbers of classes.
+    With many classes `prediction` and `label` are numbers of classes. Labels of requests that no log part has are
+    pending until the watermark, since the log is written later than labels may come, and orphans from then on.
     """
 
     served: pd.DataFrame
     labelled: pd.DataFrame
+    n_pending: int = 0
+    n_orphans: int = 0
 
 
 def read_live_rows(
-    storage: Storage, ledger: Ledger, model: str, known: Known, *, since: datetime, until: datetime
+    storage: Storage,
+    ledger: Ledger,
+    model: str,
+    known: Known,
+    *,
+    since: datetime,
+    until: datetime,
+    watermark: timedelta = timedelta(days=1),
 ) -> LiveRows:
-    """Return what a version answered in [since, until), with the labels known at `until`."""
+    """Return what a version answered in [since, until), with the labels known at `until`.
+
+    Labels whose request lies as far before `since` again are taken for matched elsewhere, not for orphans.
+    """
     log = PredictionLog(storage, model)
     served = log.read(since=since, until=until, version=known.version, columns=list(REQUIRED))
     feedback = [f for f in ledger.feedback(model, since=since) if f.event_time <= until]
@@ -52,7 +65,11 @@ def read_live_rows(
             prediction=_numbers(labelled["prediction"], known.classes),
             label=_numbers(labelled["label"], known.classes),
         )
-    return LiveRows(served, labelled)
+    logged = log.read(since=since - (until - since), until=until, columns=["request_id"])
+    ids = set(logged["request_id"])
+    lost = [f for f in feedback if f.request_id not in ids]
+    n_pending = sum(f.event_time > until - watermark for f in lost)
+    return LiveRows(served, labelled, n_pending, len(lost) - n_pending)
 
 
 def _numbers(values: pd.Series, classes: Sequence[Any]) -> pd.Series:

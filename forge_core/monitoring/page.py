@@ -103,6 +103,9 @@ def _next_step(checkup: Checkup) -> str:
 
 def _quality(checkup: Checkup) -> list[str]:
     parts = [f"<p>{escape(told.reason)}.</p>" for told in (checkup.quality, checkup.estimate) if told]
+    if checkup.n_pending or checkup.n_orphans:
+        lost = f"{checkup.n_pending:,} labels wait for their prediction, {checkup.n_orphans:,} belong to none known."
+        parts.append(f'<p class="quiet">{lost}</p>')
     if not parts:
         return ["<p>No labels yet, and nothing to estimate from. Send feedback with the replies' request ids.</p>"]
     if checkup.quality and len(checkup.over_time):

@@ -170,6 +170,16 @@ def test_labels_late_shuffled_and_twice_give_the_figures_of_an_offline_join(serv
     assert found.quality.value == offline["log_loss"] and found.quality.n_rows == len(joined)
 
 
+def test_labels_ahead_of_the_log_are_pending_and_then_orphans(service: Service) -> None:
+    service.serve(4)
+    now = DAY + timedelta(days=4)
+    unknown = [Feedback(f"u{i}", 1.0, now - timedelta(hours=h)) for i, h in enumerate((1, 2, 30, 50, 70))]
+    service.ledger.record_feedback("m", unknown)
+    found = service.check()
+    assert (found.n_pending, found.n_orphans) == (2, 3)
+    assert "2 labels wait for their prediction, 3 belong to none known" in check_page(found, service.known.reference)
+
+
 def test_nothing_served_is_told(service: Service) -> None:
     with pytest.raises(NotEnoughSamples, match="found none"):
         service.check()
