@@ -16,7 +16,13 @@ from forge_core.ledger import Ledger
 from forge_core.monitoring.drift_alarm import DriftAlarm, live_alarm
 from forge_core.monitoring.drift_detection import AutomaticRetrainingTrigger, DriftReport, FeatureDriftDetector
 from forge_core.monitoring.live_rows import Known, LiveRows, read_live_rows
-from forge_core.monitoring.performance import QualityReport, estimated_quality, live_quality, quality_over_time
+from forge_core.monitoring.performance import (
+    QualityReport,
+    estimated_quality,
+    live_quality,
+    quality_by_slice,
+    quality_over_time,
+)
 from forge_core.monitoring.windows import WindowStore
 from forge_core.policy import ModelPolicy
 from forge_core.statistics.counts import GridCounts
@@ -44,6 +50,8 @@ class Checkup:
         The newest windows together.
     over_time : DataFrame
         Quality on labels, a row a window (`quality_over_time`).
+    slices : DataFrame
+        Quality of each frequent level of each categorical feature (`quality_by_slice`), the worst first.
     n_pending, n_orphans : int
         Labels whose request is not in the log yet, and those that are too old to wait for it.
     """
@@ -61,6 +69,7 @@ class Checkup:
     reason: str
     current: GridCounts
     over_time: pd.DataFrame
+    slices: pd.DataFrame
     n_pending: int
     n_orphans: int
 
@@ -146,9 +155,12 @@ def check_live_version(
     retrain, drift = trigger.check_drift(current)
     freq = f"{round(watched.window_hours * 60)}min"
     over_time = quality_over_time(rows.labelled, quality.metric, freq) if quality else pd.DataFrame()
+    slices = (
+        quality_by_slice(rows.labelled, quality.metric, known.task, known.categories) if quality else pd.DataFrame()
+    )
     return Checkup(
         model, known.version, now, len(newest), drift, alarm, quality, estimate, loss_alarm, retrain, trigger.reason,
-        current, over_time, rows.n_pending, rows.n_orphans,
+        current, over_time, slices, rows.n_pending, rows.n_orphans,
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from forge_core.ledger import Ledger
 from forge_core.monitoring.performance import join_feedback
 from forge_core.monitoring.prediction_log import REQUIRED, PredictionLog
 from forge_core.monitoring.windows import ReferenceProfile
+from forge_core.statistics.cells import CategoryCells
 from forge_core.statistics.expectation import Expectation
 from forge_core.statistics.quality import Task
 from forge_core.storage import Storage
@@ -26,6 +27,11 @@ class Known:
     quality: Mapping[str, float]
     task: Task
     classes: tuple[Any, ...] = ()
+
+    @property
+    def categories(self) -> list[str]:
+        """Return the features that have levels."""
+        return [name for name, cells in self.reference.grid.features.items() if isinstance(cells, CategoryCells)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +63,8 @@ def read_live_rows(
     Labels whose request lies as far before `since` again are taken for matched elsewhere, not for orphans.
     """
     log = PredictionLog(storage, model)
-    served = log.read(since=since, until=until, version=known.version, columns=list(REQUIRED))
+    columns = [*REQUIRED, *(name for name in known.categories if name not in REQUIRED)]
+    served = log.read(since=since, until=until, version=known.version, columns=columns)
     feedback = [f for f in ledger.feedback(model, since=since) if f.event_time <= until]
     labelled = join_feedback(served, feedback)
     if known.task == "multiclass":

@@ -4,12 +4,15 @@ import base64
 from dataclasses import dataclass
 from html import escape
 
+import pandas as pd
+
 from forge_core.monitoring.checkup import Checkup
 from forge_core.monitoring.drift_report import FeatureDrift
 from forge_core.monitoring.reports import distribution_figure, drift_figure, quality_figure
 from forge_core.monitoring.windows import ReferenceProfile
 
 _MOST_PICTURES = 9
+_MOST_SLICES = 5
 
 _KINDS = {
     "distribution": "its values are spread differently",
@@ -108,10 +111,22 @@ def _quality(checkup: Checkup) -> list[str]:
         parts.append(f'<p class="quiet">{lost}</p>')
     if not parts:
         return ["<p>No labels yet, and nothing to estimate from. Send feedback with the replies' request ids.</p>"]
+    if checkup.quality and len(checkup.slices):
+        parts.append(_slices(checkup.slices.head(_MOST_SLICES), checkup.quality.metric))
     if checkup.quality and len(checkup.over_time):
         figure = quality_figure(checkup.over_time, checkup.quality.reference, checkup.quality.metric)
         parts.append(_image(figure, "quality over time"))
     return parts
+
+
+def _slices(worst: pd.DataFrame, metric: str) -> str:
+    rows = "".join(
+        f'<tr><td>{escape(str(s.column))}</td><td>{escape(str(s.level))}</td><td class="n">{s.value:.4f}</td>'
+        f'<td class="n">{s.low:.4f} to {s.high:.4f}</td><td class="n">{s.n:,}</td></tr>'
+        for s in worst.itertuples()
+    )
+    head = f'<th>where it is worst</th><th></th><th class="n">{escape(metric)}</th><th class="n">95 %</th>'
+    return f'<table><tr>{head}<th class="n">labels</th></tr>{rows}</table>'
 
 
 def _table(found: list[FeatureDrift]) -> str:

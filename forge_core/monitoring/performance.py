@@ -140,6 +140,25 @@ def quality_over_time(joined: pd.DataFrame, metric: str, freq: str = "D") -> pd.
     return pd.DataFrame(rows, columns=["window", "value", "low", "high", "n"])
 
 
+def quality_by_slice(
+    joined: pd.DataFrame, metric: str, task: Task, columns: Sequence[str], *, min_rows: int = 50, most: int = 10
+) -> pd.DataFrame:
+    """Return the quality of each frequent level of each column, the worst first: column, level, value, low, high, n.
+
+    Levels with fewer than `min_rows` labels, and all but a column's `most` most frequent ones, are left out.
+    """
+    rows = []
+    for column in (name for name in columns if name in joined.columns):
+        counts = joined[column].value_counts()
+        for level in counts[counts >= min_rows].index[:most]:
+            part = joined[joined[column] == level]
+            found = _interval(part, task, metric, None)
+            told = {"value": found.value, "low": found.low, "high": found.high, "n": len(part)}
+            rows.append({"column": column, "level": str(level), **told})
+    frame = pd.DataFrame(rows, columns=["column", "level", "value", "low", "high", "n"]).dropna(subset="value")
+    return frame.sort_values("value", ascending=metric not in LOWER_IS_BETTER, ignore_index=True)
+
+
 def _interval(joined: pd.DataFrame, task: Task, metric: str, groups: Any) -> Interval:
     if metric not in METRICS[task]:
         raise ConfigurationError(f"no metric {metric!r} for {task}; known: {', '.join(METRICS[task])}")

@@ -102,6 +102,7 @@ def test_calm_traffic_is_calm_and_its_page_says_so(service: Service, known: Know
     assert found.alarm.lane == "independent rows"
     assert found.quality is not None and not found.quality.alarm and len(found.over_time) >= 9
     assert found.estimate is not None and not found.estimate.alarm and "invisible" in found.estimate.reason
+    assert found.slices["level"].tolist() in (["a", "b"], ["b", "a"]) and found.slices["value"].is_monotonic_decreasing
     page = check_page(found, known.reference)
     assert "All is as in training" in page and page.count("data:image/png;base64,") == 3
 
