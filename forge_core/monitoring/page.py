@@ -13,6 +13,7 @@ from forge_core.monitoring.windows import ReferenceProfile
 
 _MOST_PICTURES = 9
 _MOST_SLICES = 5
+_FEWEST = 30
 
 _KINDS = {
     "distribution": "its values are spread differently",
@@ -53,7 +54,8 @@ def advise(checkup: Checkup) -> Advice:
         )
         return Advice(f"Data must be repaired: {names}", "#c0392b", steps)
     if (checkup.quality and checkup.quality.alarm) or checkup.loss_alarm:
-        steps = ("The labels show it beyond doubt.", _next_step(checkup))
+        how = "together" if checkup.quality and checkup.quality.alarm else "one by one, against the held-out loss"
+        steps = (f"The labels show it beyond doubt, taken {how}.", _next_step(checkup))
         return Advice("Predictions have become worse", "#c0392b", steps)
     if checkup.estimate and checkup.estimate.alarm and not checkup.quality:
         steps = ("No label says so yet; the model's own confidence does.", _next_step(checkup))
@@ -113,8 +115,9 @@ def _quality(checkup: Checkup) -> list[str]:
         return ["<p>No labels yet, and nothing to estimate from. Send feedback with the replies' request ids.</p>"]
     if checkup.quality and len(checkup.slices):
         parts.append(_slices(checkup.slices.head(_MOST_SLICES), checkup.quality.metric))
-    if checkup.quality and len(checkup.over_time):
-        figure = quality_figure(checkup.over_time, checkup.quality.reference, checkup.quality.metric)
+    if checkup.quality and (checkup.over_time["n"] >= _FEWEST).any():
+        enough = checkup.over_time[checkup.over_time["n"] >= _FEWEST]  # a handful of labels says nothing
+        figure = quality_figure(enough, checkup.quality.reference, checkup.quality.metric)
         parts.append(_image(figure, "quality over time"))
     return parts
 

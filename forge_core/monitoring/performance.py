@@ -118,10 +118,11 @@ def _judged(metric: str, found: Interval, reference: float, max_loss: float, n: 
     if np.isnan(found.value):
         reason = f"{metric} cannot be computed on these {n:,} {what} (one class only)"
     else:
-        reason = (
-            f"{metric} {found} on {n:,} {what}, reference {reference:.4f}: worse by {loss:+.4f}, "
-            f"{'at least' if alarm else 'perhaps only'} {least_loss:+.4f}, allowed {max_loss:g}"
-        )
+        told = f"better by {-loss:.4f}"
+        if loss > 0:
+            doubt = f"by {least_loss:.4f} beyond doubt" if alarm else "which may be chance"
+            told = f"worse by {loss:.4f}, {doubt}; allowed {max_loss:g}"
+        reason = f"{metric} {found} on {n:,} {what}, reference {reference:.4f}: {told}"
     if estimated:
         reason = f"{reason} ({BLINDNESS})"
     return QualityReport(metric, found.value, found.low, found.high, reference, n, loss, alarm, reason, estimated)
