@@ -23,7 +23,7 @@ MISSING = [
 ]  # fmt: skip
 _CHUNK = 2**20
 # Blocks that stay in a core's cache are parsed in half the time of long ones.
-_BLOCK = 2**20
+_BLOCK = 2**21
 _BREAK = re.compile(rb'"|\r\n|\n|\r')
 
 
@@ -63,8 +63,9 @@ class _Reading:
             _check_quotes(text, self.file, last, self.rejects, n_lines)
 
     def _blocks(self, text: "_Utf8", names: list[str], block_size: int) -> Iterator[pa.RecordBatch]:
+        # Each call of our own stream waits for Python's lock: few of them, for many blocks each.
         return pc.open_csv(
-            text,
+            pa.BufferedInputStream(pa.PythonFile(text, "r"), LONGEST_LINE),
             read_options=pc.ReadOptions(column_names=names, block_size=block_size, use_threads=False),
             parse_options=pc.ParseOptions(
                 delimiter=_delimiter(self.file), newlines_in_values=True, invalid_row_handler=self._reject
