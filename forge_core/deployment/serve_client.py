@@ -22,6 +22,8 @@ from typing import Any
 
 import httpx
 
+from forge_core.deployment.kuberay import KubeRay
+from forge_core.deployment.rayservice import config_for_pods
 from forge_core.deployment.routing import State, read_state
 from forge_core.deployment.routing_table import Table, desired_table, held_versions, names_of, told_table, variant_name
 from forge_core.deployment.serve_config import ServeConfig, get_serve_config
@@ -45,12 +47,22 @@ class ServeClient:
         Ray's authentication token.
     api_key : str
         What our own calls to the prediction API show.
+    kuberay : KubeRay, optional
+        Passes the configuration on, where Serve runs below a KubeRay service.
     """
 
-    def __init__(self, dashboard_url: str, config: ServeConfig, *, token: str | None = None, api_key: str = "") -> None:
+    def __init__(
+        self,
+        dashboard_url: str,
+        config: ServeConfig,
+        *,
+        token: str | None = None,
+        api_key: str = "",
+        kuberay: KubeRay | None = None,
+    ) -> None:
         self.url = f"{dashboard_url}/api/serve/applications/"
         self.headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self.config, self.api_key = config, api_key
+        self.config, self.api_key, self._kuberay = config, api_key, kuberay
 
     @property
     def api_url(self) -> str:
@@ -149,7 +161,11 @@ class ServeClient:
         return self._request("GET").json().get("applications", {})
 
     def _put(self, variants: Iterable[tuple[str, str]], table: Table) -> None:
-        answer = self._request("PUT", json=self.config.compose(variants, table))
+        config = self.config.compose(variants, table)
+        if self._kuberay is not None:
+            self._kuberay.put(config, self._statuses)
+            return
+        answer = self._request("PUT", json=config)
         if answer.status_code >= 400:
             raise ConfigurationError(f"Serve refused the configuration: {answer.text[:500]}")
 
@@ -193,7 +209,10 @@ def get_serve_client(settings: Settings) -> ServeClient:
     """Return a client with the settings' addresses; the token comes from Ray's own variables."""
     token_file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
     token = os.environ.get("RAY_AUTH_TOKEN") or (token_file.read_text().strip() if token_file.is_file() else None)
-    return ServeClient(settings.dashboard_url, get_serve_config(settings), token=token, api_key=settings.api_key)
+    config, kuberay = get_serve_config(settings), None
+    if settings.rayservice:
+        config, kuberay = config_for_pods(config), KubeRay(settings.rayservice)
+    return ServeClient(settings.dashboard_url, config, token=token, api_key=settings.api_key, kuberay=kuberay)
 
 
 def _reason(app: Mapping[str, Any]) -> str:
