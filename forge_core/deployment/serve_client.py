@@ -45,17 +45,17 @@ class ServeClient:
         Ray's authentication token.
     api_key : str
         What our own calls to the prediction API show.
+    api_url : str
+        Where they go; by default to where the configuration says that the API listens.
     """
 
-    def __init__(self, dashboard_url: str, config: ServeConfig, *, token: str | None = None, api_key: str = "") -> None:
+    def __init__(
+        self, dashboard_url: str, config: ServeConfig, *, token: str | None = None, api_key: str = "", api_url: str = ""
+    ) -> None:
         self.url = f"{dashboard_url}/api/serve/applications/"
         self.headers = {"Authorization": f"Bearer {token}"} if token else {}
         self.config, self.api_key = config, api_key
-
-    @property
-    def api_url(self) -> str:
-        """Base URL of the prediction API."""
-        return f"http://{self.config.host}:{self.config.port}"
+        self.api_url = api_url or f"http://{config.host}:{config.port}"
 
     def reconcile(
         self,
@@ -193,7 +193,13 @@ def get_serve_client(settings: Settings) -> ServeClient:
     """Return a client with the settings' addresses; the token comes from Ray's own variables."""
     token_file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
     token = os.environ.get("RAY_AUTH_TOKEN") or (token_file.read_text().strip() if token_file.is_file() else None)
-    return ServeClient(settings.dashboard_url, get_serve_config(settings), token=token, api_key=settings.api_key)
+    return ServeClient(
+        settings.dashboard_url,
+        get_serve_config(settings),
+        token=token,
+        api_key=settings.api_key,
+        api_url=settings.api_url,
+    )
 
 
 def _reason(app: Mapping[str, Any]) -> str:
