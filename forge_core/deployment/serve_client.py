@@ -47,6 +47,8 @@ class ServeClient:
         Ray's authentication token.
     api_key : str
         What our own calls to the prediction API show.
+    api_url : str
+        Where they go; by default to where the configuration says that the API listens.
     kuberay : KubeRay, optional
         Passes the configuration on, where Serve runs below a KubeRay service.
     """
@@ -58,16 +60,13 @@ class ServeClient:
         *,
         token: str | None = None,
         api_key: str = "",
+        api_url: str = "",
         kuberay: KubeRay | None = None,
     ) -> None:
         self.url = f"{dashboard_url}/api/serve/applications/"
         self.headers = {"Authorization": f"Bearer {token}"} if token else {}
         self.config, self.api_key, self._kuberay = config, api_key, kuberay
-
-    @property
-    def api_url(self) -> str:
-        """Base URL of the prediction API."""
-        return f"http://{self.config.host}:{self.config.port}"
+        self.api_url = api_url or f"http://{config.host}:{config.port}"
 
     def reconcile(
         self,
@@ -212,7 +211,14 @@ def get_serve_client(settings: Settings) -> ServeClient:
     config, kuberay = get_serve_config(settings), None
     if settings.rayservice:
         config, kuberay = config_for_pods(config), KubeRay(settings.rayservice)
-    return ServeClient(settings.dashboard_url, config, token=token, api_key=settings.api_key, kuberay=kuberay)
+    return ServeClient(
+        settings.dashboard_url,
+        config,
+        token=token,
+        api_key=settings.api_key,
+        api_url=settings.api_url,
+        kuberay=kuberay,
+    )
 
 
 def _reason(app: Mapping[str, Any]) -> str:

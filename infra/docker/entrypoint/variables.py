@@ -1,0 +1,57 @@
+"""What a container's processes are told: the stack's variables, under whatever the operator set."""
+
+import os
+from pathlib import Path
+
+from forge_core.errors import ConfigurationError
+from forge_core.settings import Settings
+from infra.local.environment import child_environment, ensure_token, environment
+
+# Read from the settings, which come from the same variables, with paths made absolute.
+_OURS = ("FORGE_", "PYTHONPATH")
+
+
+def take_variables(settings: Settings, *, new_token: bool = False) -> None:
+    """Give this process, and what it starts, the stack's variables; one that is set already stays as it is.
+
+    Parameters
+    ----------
+    settings : Settings
+        Home and addresses.
+    new_token : bool, default False
+        Whether a token of Ray's may be made where none is given: by the head of a cluster.
+
+    Raises
+    ------
+    ConfigurationError
+        The home cannot be written, or a file of RAY_AUTH_TOKEN_PATH cannot be read.
+    """
+    home = settings.home.resolve()
+    try:
+        (home / "logs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"expected a folder to write to in FORGE_HOME, found {home}: {error}") from error
+    _take_token(settings, new_token)
+    for name, value in environment(settings).items():
+        if name.startswith(_OURS) or not os.environ.get(name):
+            os.environ[name] = value
+
+
+def member_variables(settings: Settings, member: str) -> dict[str, str]:
+    """Return the whole environment of one process, with the marks by which it is found; see `take_variables`."""
+    given = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
+    marked = child_environment(settings, member)
+    return {**marked, **{name: value for name, value in given.items() if name in environment(settings)}}
+
+
+def _take_token(settings: Settings, new: bool) -> None:
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return
+    if path:
+        try:
+            os.environ["RAY_AUTH_TOKEN"] = Path(path).read_text(encoding="ascii").strip()
+        except OSError as error:
+            raise ConfigurationError(f"expected Ray's token in RAY_AUTH_TOKEN_PATH, found {path}: {error}") from error
+    elif new:
+        ensure_token(settings)
