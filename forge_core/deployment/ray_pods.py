@@ -1,7 +1,7 @@
 """The pods of a Ray cluster on Kubernetes: one head, one group of workers, closed as far as Ray allows.
 
-Settings come from the ConfigMaps `{name}-settings` and `{name}-place` (where the data lies), keys and passwords from the
-Secret `{name}-environment`, Ray's token from the Secret `{name}-ray-token`. Nothing of it stands in the manifest.
+Settings come from the ConfigMaps `{name}-settings` and `{name}-place` (where the data lies), keys and passwords from
+the Secret `{name}-environment`, Ray's token from the Secret `{name}-ray-token`. Nothing of it stands in the manifest.
 """
 
 from collections.abc import Mapping
@@ -103,7 +103,10 @@ def manifest_yaml(manifest: Manifest) -> str:
 
 
 class _Blocks(yaml.SafeDumper):
-    """Writes texts of several lines as blocks, and no anchors."""
+    """Writes texts of several lines as blocks, lists indented below their names, and no anchors."""
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+        return super().increase_indent(flow, False)
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 
 import psycopg
+import psycopg.sql
 
 from forge_core.errors import ForgeError, ServiceUnavailable
 

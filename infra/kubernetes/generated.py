@@ -1,7 +1,7 @@
 """The manifests that follow from other files, so that nothing is said twice: `python -m infra.kubernetes write`.
 
-The flat files beside this one are for `kubectl apply -f`, one by one or the whole folder. kubectl takes a folder's files
-in the order of their names, so each begins with the namespace, and any order works.
+The flat files beside this one are for `kubectl apply -f`, one by one or the whole folder. kubectl takes the files of a
+folder in the order of their names, so each begins with the namespace, and any order works.
 """
 
 from pathlib import Path
