@@ -9,6 +9,8 @@ from infra.local.environment import child_environment, ensure_token, environment
 
 # Read from the settings, which come from the same variables, with paths made absolute.
 _OURS = ("FORGE_", "PYTHONPATH")
+# Not given is an answer too: a flow starts a Ray of its own then, and a training is not tracked.
+_ONLY_WHERE_GIVEN = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")
 
 
 def take_variables(settings: Settings, *, new_token: bool = False) -> None:
@@ -32,16 +34,20 @@ def take_variables(settings: Settings, *, new_token: bool = False) -> None:
     except OSError as error:
         raise ConfigurationError(f"expected a folder to write to in FORGE_HOME, found {home}: {error}") from error
     _take_token(settings, new_token)
-    for name, value in environment(settings).items():
-        if name.startswith(_OURS) or not os.environ.get(name):
-            os.environ[name] = value
+    os.environ.update(_wanted(settings))
 
 
 def member_variables(settings: Settings, member: str) -> dict[str, str]:
     """Return the whole environment of one process, with the marks by which it is found; see `take_variables`."""
-    given = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
     marked = child_environment(settings, member)
-    return {**marked, **{name: value for name, value in given.items() if name in environment(settings)}}
+    unwanted = [name for name in _ONLY_WHERE_GIVEN if not os.environ.get(name)]
+    return {name: value for name, value in {**marked, **_wanted(settings)}.items() if name not in unwanted}
+
+
+def _wanted(settings: Settings) -> dict[str, str]:
+    """Return the stack's variables as they are after what was given."""
+    stack = {name: value for name, value in environment(settings).items() if name not in _ONLY_WHERE_GIVEN}
+    return {n: v if n.startswith(_OURS) else os.environ.get(n) or v for n, v in stack.items()}
 
 
 def _take_token(settings: Settings, new: bool) -> None:
