@@ -54,6 +54,7 @@ class Settings(BaseSettings):
     catalogue_file: Path = Field(
         Path("deployments/catalogue.yaml"), description="Names of data sources; the file may be absent."
     )
+    rayservice: str = Field("", description="KubeRay service that runs Serve, in a pod's own namespace; empty: none.")
     serve_file: Path = Field(Path("deployments/serve.yaml"), description="Pattern of the Serve applications.")
     storage_url: str = Field("", description="fsspec URL of datasets, windows and logs; empty: FORGE_HOME/storage.")
     ledger_url: str = Field("", description="SQLAlchemy URL of the ledger; empty: SQLite file in FORGE_HOME.")

@@ -3,10 +3,10 @@
 import os
 import sys
 
-from infra.lint import containers, terraform, watching, workflows
+from infra.lint import containers, kubernetes, terraform, watching, workflows
 from infra.lint.check import Check, run, tell
 
-SUBJECTS = (containers, watching, terraform, workflows)
+SUBJECTS = (containers, kubernetes, watching, terraform, workflows)
 
 
 def main(word: str = "") -> int:

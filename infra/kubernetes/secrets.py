@@ -1,0 +1,44 @@
+"""Fresh keys and passwords as Kubernetes Secrets, for the first deployment: `python -m infra.kubernetes secrets`.
+
+Printed for `kubectl create -f -`, which refuses what exists already, so that no key is ever replaced by chance.
+"""
+
+import secrets
+from collections.abc import Mapping
+
+from forge_core.deployment.ray_pods import Manifest
+from infra.kubernetes.generated import NAMESPACE
+
+# What is made, by Secret and key. A cloud's database has a password of its own, which is given instead.
+GENERATED = {
+    "forge-environment": ("FORGE_API_KEY", "PGPASSWORD"),
+    "forge-ray-token": ("auth_token",),
+}
+# Of the object store inside the cluster, which the overlay `local` brings.
+LOCAL = {"forge-environment": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+
+
+def secret_manifests(*, local: bool, given: Mapping[str, str]) -> list[Manifest]:
+    """Return the Secrets, each value 43 random characters.
+
+    Parameters
+    ----------
+    local : bool
+        Whether the object store of the overlay `local` needs keys too.
+    given : mapping
+        Values that exist already, such as PGPASSWORD of a cloud's database.
+    """
+    made = []
+    for name, keys in GENERATED.items():
+        wanted = (*keys, *(LOCAL.get(name, ()) if local else ()))
+        values = {key: given.get(key) or secrets.token_urlsafe(32) for key in wanted}
+        made.append(
+            {
+                "apiVersion": "v1",
+                "kind": "Secret",
+                "metadata": {"name": name, "namespace": NAMESPACE},
+                "type": "Opaque",
+                "stringData": values,
+            }
+        )
+    return made

@@ -1,0 +1,24 @@
+"""Kubernetes: each overlay as kubectl builds it, and the flat files, against the schemas of Kubernetes and operators."""
+
+import sys
+
+from infra.lint.check import Check
+
+_FOLDERS = ("overlays/local", "overlays/cloud", "base/api", "base/training")
+_FOLDER = "infra/kubernetes"
+
+
+def checks() -> list[Check]:
+    """Return the checks of this subject."""
+    kubectl = "install kubectl 1.30 or later"
+    builds = [
+        Check(f"kubectl kustomize: {name}", ("kubectl", "kustomize", f"{_FOLDER}/{name}"), kubectl) for name in _FOLDERS
+    ]
+    return [
+        *builds,
+        Check("manifests against their schemas", (sys.executable, "-m", "infra.lint.manifests", *_FOLDERS)),
+        Check(
+            "checkov: Kubernetes",
+            ("checkov", "--quiet", "--compact", "--skip-download", "--framework", "kubernetes", "-d", _FOLDER),
+        ),
+    ]
