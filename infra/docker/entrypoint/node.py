@@ -43,7 +43,9 @@ def node_command(address: str, options: Sequence[str], *, drivers_only: bool = F
     if here := _loopback(host):
         command.append(f"--node-ip-address={here}")
     if drivers_only:
-        command += ["--num-cpus=0", "--num-gpus=0", f"--object-store-memory={_OBJECT_STORE_OF_DRIVERS}"]
+        # deployments/serve.yaml keeps replicas off such nodes: they end with the program.
+        command += ["--labels=forge-drivers=only", "--num-cpus=0", "--num-gpus=0"]
+        command += [f"--object-store-memory={_OBJECT_STORE_OF_DRIVERS}"]
     return (*command, *options)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from forge_core.errors import ConfigurationError
 from forge_core.settings import Settings
-from infra.local.environment import child_environment, ensure_token, environment
+from infra.local.environment import child_environment, ensure_token, environment, token_path
 
 # Read from the settings, which come from the same variables, with paths made absolute.
 _OURS = ("FORGE_", "PYTHONPATH")
@@ -21,7 +21,7 @@ def take_variables(settings: Settings, *, new_token: bool = False) -> None:
     settings : Settings
         Home and addresses.
     new_token : bool, default False
-        Whether a token of Ray's may be made where none is given: by the head of a cluster.
+        Whether a token of Ray's is made where there is none: by the head of a cluster, for all its nodes.
 
     Raises
     ------
@@ -39,9 +39,8 @@ def take_variables(settings: Settings, *, new_token: bool = False) -> None:
 
 def member_variables(settings: Settings, member: str) -> dict[str, str]:
     """Return the whole environment of one process, with the marks by which it is found; see `take_variables`."""
-    marked = child_environment(settings, member)
-    unwanted = [name for name in _ONLY_WHERE_GIVEN if not os.environ.get(name)]
-    return {name: value for name, value in {**marked, **_wanted(settings)}.items() if name not in unwanted}
+    marked = {n: v for n, v in child_environment(settings, member).items() if n not in _ONLY_WHERE_GIVEN}
+    return {**marked, **_wanted(settings), **{n: os.environ[n] for n in _ONLY_WHERE_GIVEN if os.environ.get(n)}}
 
 
 def _wanted(settings: Settings) -> dict[str, str]:
@@ -54,10 +53,10 @@ def _take_token(settings: Settings, new: bool) -> None:
     path = os.environ.get("RAY_AUTH_TOKEN_PATH")
     if os.environ.get("RAY_AUTH_TOKEN"):
         return
+    if new:
+        ensure_token(Path(path) if path else token_path(settings))
     if path:
         try:
             os.environ["RAY_AUTH_TOKEN"] = Path(path).read_text(encoding="ascii").strip()
         except OSError as error:
             raise ConfigurationError(f"expected Ray's token in RAY_AUTH_TOKEN_PATH, found {path}: {error}") from error
-    elif new:
-        ensure_token(settings)
