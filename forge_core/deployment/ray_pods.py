@@ -1,7 +1,7 @@
 """The pods of a Ray cluster on Kubernetes: one head, one group of workers, closed as far as Ray allows.
 
-Settings come from the ConfigMaps `{name}-settings` and `{name}-place` (where the data lies), keys and passwords from
-the Secret `{name}-environment`, Ray's token from the Secret `{name}-ray-token`. Nothing of it stands in the manifest.
+Settings come from the ConfigMaps `{name}-settings`, `-servers` and `-place` (where the data lies), keys and passwords
+from the Secret `{name}-environment`, Ray's token from `{name}-ray-token`. Nothing of it stands in a manifest.
 """
 
 from collections.abc import Mapping
@@ -15,6 +15,8 @@ from forge_core.deployment.serve_config import SERVE_VARIABLES
 Manifest = dict[str, Any]
 
 DASHBOARD, GCS, CLIENT, METRICS = 8265, 6379, 10001, 8080
+# Settings of all, addresses of the other servers, and where the data lies.
+CONFIG_MAPS = ("settings", "servers", "place")
 # Who runs in our images; above 10000, so that no user of the host has the number.
 USER = 10001
 
@@ -139,8 +141,7 @@ def _pod(container: str, name: str, image: str, ports: Mapping[str, int], *, cpu
                         {"name": "RAY_AUTH_TOKEN", **token},
                     ],
                     "envFrom": [
-                        {"configMapRef": {"name": f"{name}-settings", "optional": True}},
-                        {"configMapRef": {"name": f"{name}-place", "optional": True}},
+                        *({"configMapRef": {"name": f"{name}-{kind}", "optional": True}} for kind in CONFIG_MAPS),
                         {"secretRef": {"name": f"{name}-environment", "optional": True}},
                     ],
                     "ports": [{"name": key, "containerPort": port} for key, port in ports.items()],

@@ -1,4 +1,4 @@
-"""Kubernetes: each overlay as kubectl builds it, and the flat files, against the schemas of Kubernetes and operators."""
+"""Kubernetes: each overlay as kubectl builds it, and the flat files, against schemas that know every field."""
 
 import sys
 
