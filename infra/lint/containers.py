@@ -17,8 +17,7 @@ def checks() -> list[Check]:
             "checkov: images",
             ("checkov", "--quiet", "--compact", "--skip-download", "--framework", "dockerfile", "-d", "infra/docker"),
         ),
-        Check("yamllint", ("yamllint", "--strict", *tracked("*.yml", "*.yaml"))),
+        Check("yamllint", ("yamllint", "--strict", "-c", "infra/lint/yamllint.yml", *tracked("*.yml", "*.yaml"))),
     ]
-    if scripts := (*tracked("*.sh"), ".ci/run"):
-        found.append(Check("shellcheck", ("shellcheck", *scripts)))
+    found.append(Check("shellcheck", ("shellcheck", ".ci/run", "infra/docker/build", *tracked("*.sh"))))
     return found

@@ -13,6 +13,8 @@ _USAGE = """usage: python -m infra.docker.entrypoint COMMAND [OPTIONS]
                                    Ray head with Serve as the ledger says it should be
   worker [--register]              a Prefect worker that runs the flows; --register tells the Prefect server of them
   train [options]                  distributed training (python -m forge_core.training.distributed_trainer)
+  prepare --databases NAME… --buckets NAME…
+                                   make what is not there yet
   health serve|node|worker         exit code 0 when that is well
 """
 
@@ -50,6 +52,12 @@ def _train(settings: Settings, options: Sequence[str]) -> int:
     return train(settings, options)
 
 
+def _prepare(settings: Settings, options: Sequence[str]) -> int:
+    from infra.docker.entrypoint.prepare import prepare
+
+    return prepare(settings, options)
+
+
 def _health(settings: Settings, options: Sequence[str]) -> int:
     from infra.docker.entrypoint.health import health
 
@@ -61,6 +69,7 @@ _COMMANDS: dict[str, Callable[[Settings, Sequence[str]], int]] = {
     "serve": _serve,
     "worker": _worker,
     "train": _train,
+    "prepare": _prepare,
     "health": _health,
 }
 

@@ -4,11 +4,9 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 
 import psutil
@@ -104,21 +102,6 @@ class Children:
 
 # Ray ends its own processes in order when its leader is asked; a worker's flows are asked themselves.
 _LEADERS = {"ray", "node"}
-
-
-def follow(path: Path, told: threading.Event) -> None:
-    """Print what is appended to a file, in a thread, until told to stop: logs belong to the standard output."""
-    path.touch()
-
-    def run() -> None:
-        with path.open("rb") as file:
-            file.seek(0, os.SEEK_END)
-            while not told.wait(0.3):
-                while line := file.readline():
-                    sys.stdout.buffer.write(line)
-                sys.stdout.buffer.flush()
-
-    threading.Thread(target=run, name=f"follow-{path.name}", daemon=True).start()
 
 
 def _collect_orphans(known: "Iterable[subprocess.Popen[bytes]]") -> None:

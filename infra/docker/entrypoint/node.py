@@ -4,6 +4,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 
@@ -42,23 +43,33 @@ def node_command(address: str, options: Sequence[str], *, drivers_only: bool = F
     if here := _loopback(host):
         command.append(f"--node-ip-address={here}")
     if drivers_only:
-        command += ["--num-cpus=0", "--num-gpus=0", f"--object-store-memory={_OBJECT_STORE_OF_DRIVERS}"]
+        # deployments/serve.yaml keeps replicas off such nodes: they end with the program.
+        command += ["--labels=forge-drivers=only", "--num-cpus=0", "--num-gpus=0"]
+        command += [f"--object-store-memory={_OBJECT_STORE_OF_DRIVERS}"]
     return (*command, *options)
+
+
+def session_folder(address: str) -> Path | None:
+    """Return the session folder of the node of the cluster at `address` that runs on this machine; None without one."""
+    host, port = _split(address)
+    hosts = {host}
+    with suppress(OSError):  # not yet known to the name server: nothing of it can run here
+        hosts.add(socket.gethostbyname(host))
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.name() != "raylet":
+                continue
+            words = dict(word.split("=", 1) for word in process.cmdline() if word.startswith("--") and "=" in word)
+            found, _, its_port = words.get("--gcs-address", "").rpartition(":")
+            # A head of this machine calls itself by another of its addresses.
+            if its_port == str(port) and (found in hosts or _loopback(host)):
+                return Path(words["--session_dir"])
+    return None
 
 
 def node_runs(address: str) -> bool:
     """Tell whether a node of the cluster at `address` runs on this machine (in a container: in this one)."""
-    host, port = _split(address)
-    names = {f"{host}:{port}"}
-    with suppress(OSError):  # not yet known to the name server: nothing of it can run here
-        names.add(f"{socket.gethostbyname(host)}:{port}")
-    for process in psutil.process_iter():
-        try:
-            if process.name() == "raylet" and any(f"--gcs-address={name}" in process.cmdline() for name in names):
-                return True
-        except psutil.Error:
-            continue
-    return False
+    return session_folder(address) is not None
 
 
 def answers(address: str) -> str:

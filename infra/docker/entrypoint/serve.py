@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from forge_core.settings import Settings
 from infra.docker.entrypoint.children import Children
+from infra.docker.entrypoint.logs import Follower, replica_logs
 from infra.docker.entrypoint.node import answers, head_command, node_command
 from infra.docker.entrypoint.variables import member_variables, take_variables
 from infra.local import health
@@ -32,11 +33,13 @@ def serve(settings: Settings, options: Sequence[str]) -> int:
 def _join(children: Children, address: str, options: Sequence[str]) -> int:
     if not children.until(lambda: answers(address), "the Ray head"):
         return 0
+    Follower(replica_logs(address)).begin(children.told)
     children.start("node", node_command(address, options))
     return children.wait() or 0
 
 
 def _lead(children: Children, settings: Settings, options: Sequence[str]) -> int:
+    Follower(replica_logs(f"127.0.0.1:{settings.ray_port}")).begin(children.told)
     children.start("ray", *head_command(settings, options))
     if not children.until(lambda: health.ask("ray", settings, 0.0), "the Ray head"):
         return 0

@@ -15,12 +15,8 @@ _COMMAND = (sys.executable, "-m", "forge_core.training.distributed_trainer")
 
 def train(settings: Settings, options: Sequence[str]) -> int:
     """Train as the options say and return the exit code."""
-    address, tracking = os.environ.get("RAY_ADDRESS", ""), settings.tracking_uri
+    address = os.environ.get("RAY_ADDRESS", "")
     take_variables(settings)
-    if not address:
-        del os.environ["RAY_ADDRESS"]  # a Ray of its own, not the head that a local stack would have
-    if not tracking:
-        del os.environ["MLFLOW_TRACKING_URI"]
     if not address or node_runs(address):
         os.execv(_COMMAND[0], [*_COMMAND, *options])
     with Children(settings) as children:

@@ -10,7 +10,8 @@ import psutil
 
 from forge_core.errors import ServiceUnavailable
 from forge_core.settings import Settings
-from infra.docker.entrypoint.children import Children, follow
+from infra.docker.entrypoint.children import Children
+from infra.docker.entrypoint.logs import Follower
 from infra.docker.entrypoint.node import answers, node_command, node_runs
 from infra.docker.entrypoint.variables import member_variables, take_variables
 from infra.local import health
@@ -32,7 +33,7 @@ def worker(settings: Settings, options: Sequence[str]) -> int:
         if not (join_for_drivers(children, address) and children.until(_prefect, "the Prefect server")):
             return 0
         _settle_runs()
-        follow(settings.home.resolve() / "logs" / "flows.log", children.told)
+        Follower(lambda: settings.home.resolve().glob("logs/flows.log")).begin(children.told)
         children.start("worker", (*worker_command(f"forge-{socket.gethostname()}"), "--with-healthcheck"))
         if chosen.register:
             if not children.until(_pool, "the work pool"):
