@@ -1,7 +1,7 @@
 """`python -m infra.ci.plan`: which of the workflow's secrets are there, and so what it will do.
 
-Prints a notice for each that is absent, and writes `push`, `deploy` and `coverage` (true or false) where GitHub Actions
-reads a step's outputs. Needs nothing but Python.
+Prints a notice for each that is absent, and writes `push`, `deploy`, `coverage` and `role` (true or false) where
+GitHub Actions reads a step's outputs. Needs nothing but Python.
 """
 
 import os
@@ -31,7 +31,7 @@ def plan(variables: Mapping[str, str]) -> dict[str, bool]:
     push = given.issuperset(_PUSH)
     known = "AWS_ROLE_ARN" in given or given.issuperset(_KEY)
     deploy = push and known and given.issuperset(("AWS_REGION", "EKS_CLUSTER_NAME"))
-    return {"push": push, "deploy": deploy, "coverage": "CODECOV_TOKEN" in given}
+    return {"push": push, "deploy": deploy, "coverage": "CODECOV_TOKEN" in given, "role": "AWS_ROLE_ARN" in given}
 
 
 def main(variables: Mapping[str, str] = os.environ) -> int:

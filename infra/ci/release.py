@@ -1,18 +1,18 @@
 """`python -m infra.ci.release deploy|rollback`: an image onto the cluster of the current kubectl context, and back.
 
-What ran before is kept in the ConfigMap `forge-release`, so that the way back needs nothing of the machine that deployed.
+What ran before is kept in the ConfigMap `forge-release`, so that the way back needs nothing of who deployed.
 """
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from typing import Any
 
+from forge_core.deployment.ray_pods import manifest_yaml
 from forge_core.errors import ConfigurationError, ForgeError, ServiceUnavailable
 from infra.kubernetes.generated import NAMESPACE, documents
-from infra.kubernetes.render import render
+from infra.kubernetes.render import kubectl, render
 
 _RELEASE = "forge-release"
 _IN_SPACE = ("-n", NAMESPACE)
@@ -28,10 +28,11 @@ def deploy(overlay: str, image: str, *, patience: str = "15m") -> None:
     """
     before = _release()
     manifests = render(overlay, image=image)
-    _kubectl("apply", "--server-side", "--force-conflicts", "--field-manager=forge-deploy", "-f", "-", given=manifests)
+    apply = ("apply", "--server-side", "--force-conflicts", "--field-manager=forge-deploy", "-f", "-")
+    kubectl(*apply, given=_without_namespace(manifests) if _namespace_is_there() else manifests)
     if before.get("image") != image:
         record = {"image": image, "previous": before.get("image", ""), "overlay": overlay}
-        _kubectl("apply", "-f", "-", given=json.dumps(_config_map(record)))
+        kubectl("apply", "-f", "-", given=json.dumps(_config_map(record)))
     _await(manifests, patience)
     sys.stdout.write(f"{image} runs; before it {before.get('image') or 'nothing'}\n")
 
@@ -47,38 +48,47 @@ def rollback(*, patience: str = "15m") -> None:
     release = _release()
     if not release.get("previous"):
         raise ConfigurationError(
-            f"expected the image before this one in the ConfigMap {_RELEASE}, found none: this was the first deployment; "
-            "look at `kubectl get pods` and its events"
+            f"expected the image before this one in the ConfigMap {_RELEASE}, found none: this was the first "
+            "deployment; look at `kubectl get pods` and its events"
         )
     deploy(release["overlay"], release["previous"], patience=patience)
+
+
+def _namespace_is_there() -> bool:
+    """Tell whether the namespace is there; who may only work within it need not be allowed to write it."""
+    try:
+        return bool(kubectl("get", "namespace", NAMESPACE, "--ignore-not-found").strip())
+    except ServiceUnavailable as error:
+        if "forbidden" in str(error).lower():
+            return True
+        raise
+
+
+def _without_namespace(manifests: str) -> str:
+    return "---\n".join(manifest_yaml(m) for m in documents(manifests) if m["kind"] != "Namespace")
 
 
 def _await(manifests: str, patience: str) -> None:
     for manifest in documents(manifests):
         kind, name = manifest["kind"], manifest["metadata"]["name"]
         if kind in ("Deployment", "StatefulSet"):
-            _kubectl("rollout", "status", f"{kind.lower()}/{name}", *_IN_SPACE, f"--timeout={patience}")
+            kubectl("rollout", "status", f"{kind.lower()}/{name}", *_IN_SPACE, f"--timeout={patience}")
         if kind == "RayService":
             # Another image is another cluster, to which KubeRay moves the traffic once it serves.
             for condition in ("UpgradeInProgress=false", "Ready"):
-                _kubectl("wait", f"rayservice/{name}", *_IN_SPACE, f"--for=condition={condition}", f"--timeout={patience}")
+                kubectl(
+                    "wait", f"rayservice/{name}", *_IN_SPACE, f"--for=condition={condition}", f"--timeout={patience}"
+                )
 
 
 def _release() -> dict[str, str]:
-    found = _kubectl("get", "configmap", _RELEASE, *_IN_SPACE, "-o", "json", "--ignore-not-found")
+    found = kubectl("get", "configmap", _RELEASE, *_IN_SPACE, "-o", "json", "--ignore-not-found")
     return dict(json.loads(found).get("data", {})) if found.strip() else {}
 
 
 def _config_map(data: dict[str, str]) -> dict[str, Any]:
     metadata = {"name": _RELEASE, "namespace": NAMESPACE}
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
-
-
-def _kubectl(*arguments: str, given: str | None = None) -> str:
-    done = subprocess.run(["kubectl", *arguments], input=given, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise ServiceUnavailable(f"`kubectl {' '.join(arguments)}` failed: {done.stderr.strip()[-1500:]}")
-    return done.stdout
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,7 +9,6 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -51,7 +50,7 @@ def render(overlay: str, *, image: str = "", live: bool = True) -> str:
         if image:
             kustomization["images"] = [{"name": _IMAGE, **_split(image)}]
         (Path(place) / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
-        manifests = documents(_kubectl("kustomize", place))
+        manifests = documents(kubectl("kustomize", place))
     for manifest in manifests:
         if live and manifest["kind"] == "RayService" and (served := _served(manifest["metadata"]["name"])):
             manifest["spec"]["serveConfigV2"] = served
@@ -70,15 +69,28 @@ def _split(image: str) -> dict[str, str]:
 
 def _served(name: str) -> str:
     """Return the configuration of the RayService that runs; the empty string where there is none."""
-    found = _kubectl("get", "rayservices.ray.io", name, "-n", NAMESPACE, "-o", "json", "--ignore-not-found")
+    found = kubectl("get", "rayservices.ray.io", name, "-n", NAMESPACE, "-o", "json", "--ignore-not-found")
     return str(json.loads(found)["spec"].get("serveConfigV2", "")) if found.strip() else ""
 
 
-def _kubectl(*arguments: str) -> str:
+def kubectl(*arguments: str, given: str | None = None) -> str:
+    """Return what kubectl prints.
+
+    Parameters
+    ----------
+    given : str, optional
+        Its standard input.
+
+    Raises
+    ------
+    ConfigurationError
+        There is no kubectl here.
+    ServiceUnavailable
+        It failed: its own words.
+    """
     if shutil.which("kubectl") is None:
         raise ConfigurationError("expected the program kubectl (1.30 or later), found none; install it")
-    command: Sequence[str] = ("kubectl", *arguments)
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(["kubectl", *arguments], input=given, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise ServiceUnavailable(f"`{' '.join(command)}` failed: {done.stderr.strip()[-1500:]}")
+        raise ServiceUnavailable(f"`kubectl {' '.join(arguments)}` failed: {done.stderr.strip()[-1500:]}")
     return done.stdout
