@@ -1,6 +1,5 @@
-"""Compose's services as plain processes on PostgreSQL and an S3 server: train, serve, label, watch, stop, start again."""
+"""Compose as plain processes, on PostgreSQL and an S3 server: train, serve, label, watch, stop, begin anew."""
 
-import os
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -49,7 +48,8 @@ def processes(patch: pytest.MonkeyPatch) -> Iterator[Processes]:
         }  # fmt: skip
         database = sa.make_url(postgres)
         variables = {
-            **S3_KEYS, "PGHOST": "127.0.0.1", "PGPORT": str(database.port), "PGUSER": "postgres", "PGPASSWORD": PASSWORD,
+            **S3_KEYS, "PGHOST": "127.0.0.1", "PGPORT": str(database.port), "PGUSER": "postgres",
+            "PGPASSWORD": PASSWORD,
             "FORGE_HOST": "127.0.0.1", "FORGE_API_PORT": str(api), "FORGE_DASHBOARD_PORT": str(dashboard),
             "FORGE_RAY_PORT": str(ray), "FORGE_HAPROXY_METRICS_PORT": str(metrics),
             "FORGE_HAPROXY_STATS_PORT": str(statistics), "FORGE_MODEL": "sample",
@@ -181,4 +181,3 @@ def test_told_to_stop_they_end_in_order_and_a_new_head_serves_the_champion(
 
 def test_the_servers_of_others_end_when_told(processes: Processes) -> None:
     assert {processes.stop(service) for service in ("mlflow", "prefect")} <= {0, 143, -15}
-    assert os.listdir(processes.home)
