@@ -37,6 +37,7 @@ OTHERS = {
     "MODEL_URL": "infra/kubernetes/model_file.py",
     "PROMETHEUS_URL": "infra/grafana/provisioning",
     "TORCH_INDEX": "the Dockerfiles",
+    "EXTRAS": "the Dockerfiles",
     "BASE_DIGEST": "the Dockerfiles",
     "REVISION": "the Dockerfiles",
 }
