@@ -80,7 +80,7 @@ class Processes:
         clean = {name: value for name, value in os.environ.items() if not name.startswith(owned)}
         return {**clean, **here, **self.variables, "FORGE_HOME": str(home), "PREFECT_HOME": str(home / "prefect")}
 
-    def wait(self, *services: str, seconds: float = 120.0) -> None:
+    def wait(self, *services: str, seconds: float = 240.0) -> None:
         """Return once the health check of each service says that it is well."""
         deadline = time.monotonic() + seconds
         for service in services:

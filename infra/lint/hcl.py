@@ -77,9 +77,7 @@ def faults(module: Module) -> Iterator[str]:
         yield from (f"variable {name} has no {part}" for part in ("type", "description") if part not in body)
         if name not in used:
             yield f"variable {name} is not used"
-    yield from (
-        f"output {name} has no description" for name, body in module.outputs.items() if "description" not in body
-    )
+    yield from (f"output {name} has no description" for name, out in module.outputs.items() if "description" not in out)
     for name, body in module.modules.items():
         wanted = read(_source(module, name)).variables
         given = {key for key in body if not key.startswith("__")} - _META

@@ -1,6 +1,9 @@
-"""Compose's services as plain processes on PostgreSQL and an S3 server: train, serve, label, watch, stop, start again."""
+"""Compose as plain processes, on PostgreSQL and an S3 server: train, serve, label, watch, stop, begin anew."""
 
 import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -17,7 +20,7 @@ from infra.docker.entrypoint.node import node_command
 from infra.local.environment import STACK
 from infra.local.prefect_api import FINAL, PrefectApi
 from infra.local.processes import free_ports, stop_marked
-from tests.compose_processes import Processes
+from tests.compose_processes import Processes, image_variables
 from tests.servers import S3_KEYS, postgres_server, s3_server
 from tests.stack_settings import short_home
 
@@ -49,7 +52,8 @@ def processes(patch: pytest.MonkeyPatch) -> Iterator[Processes]:
         }  # fmt: skip
         database = sa.make_url(postgres)
         variables = {
-            **S3_KEYS, "PGHOST": "127.0.0.1", "PGPORT": str(database.port), "PGUSER": "postgres", "PGPASSWORD": PASSWORD,
+            **S3_KEYS, "PGHOST": "127.0.0.1", "PGPORT": str(database.port), "PGUSER": "postgres",
+            "PGPASSWORD": PASSWORD,
             "FORGE_HOST": "127.0.0.1", "FORGE_API_PORT": str(api), "FORGE_DASHBOARD_PORT": str(dashboard),
             "FORGE_RAY_PORT": str(ray), "FORGE_HAPROXY_METRICS_PORT": str(metrics),
             "FORGE_HAPROXY_STATS_PORT": str(statistics), "FORGE_MODEL": "sample",
@@ -181,4 +185,46 @@ def test_told_to_stop_they_end_in_order_and_a_new_head_serves_the_champion(
 
 def test_the_servers_of_others_end_when_told(processes: Processes) -> None:
     assert {processes.stop(service) for service in ("mlflow", "prefect")} <= {0, 143, -15}
-    assert os.listdir(processes.home)
+
+
+def test_one_model_file_answers_on_every_address_without_a_key_and_says_so(tmp_path: Path) -> None:
+    """What `docker run -p 127.0.0.1:8000:8000 -e MODEL_PATH=…` does, with the image's own variables."""
+    (port,) = free_ports(1)
+    variables = {**os.environ, **image_variables(), "FORGE_HOME": str(tmp_path), "FORGE_API_PORT": str(port)}
+    command = [sys.executable, "-m", "infra.docker.entrypoint", "serve"]
+    model = tmp_path / "model.skops"
+    missing = subprocess.run(
+        command, env={**variables, "MODEL_PATH": str(model)}, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert missing.returncode == 1 and f"Failed to load model from path: {model}" in missing.stderr
+    made = [sys.executable, "-m", "infra.kubernetes.model_file", str(model)]
+    subprocess.run(made, env=variables, check=True, timeout=120, capture_output=True)
+    with (tmp_path / "log").open("wb") as log:
+        server = subprocess.Popen(command, env={**variables, "MODEL_PATH": str(model)}, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 180
+        while "answers at" not in (said := (tmp_path / "log").read_text()):
+            assert server.poll() is None and time.monotonic() < deadline, said
+            time.sleep(0.3)
+        assert "whoever reaches 0.0.0.0" in said and "FORGE_API_KEY" in said
+        body = {"features": {"feature1": 1.0, "feature2": "category1"}}
+        answer = httpx.post(f"http://127.0.0.1:{port}/predict", json=body, trust_env=False, timeout=30)
+        assert answer.status_code == 200, answer.text
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(60) == 0
+    finally:
+        server.kill()
+
+
+def test_training_starts_by_its_entry_point_with_a_ray_of_its_own(tmp_path: Path) -> None:
+    generate_sample_data(2000, random_state=1)[["feature1", "feature2", "target"]].to_parquet(tmp_path / "rows.parquet")
+    owned = ("FORGE_", "MLFLOW_", "RAY_", "AWS_")
+    variables = {name: value for name, value in os.environ.items() if not name.startswith(owned)}
+    command = [sys.executable, "-m", "infra.docker.entrypoint", "train", "--master", "--num-workers=1", "--epochs=1"]
+    done = subprocess.run(
+        [*command, f"--dataset={tmp_path / 'rows.parquet'}"],
+        env={**variables, "FORGE_HOME": str(tmp_path / "home")},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "epoch 1/1" in done.stdout and "model: " in done.stdout
