@@ -17,6 +17,19 @@ Manifest = dict[str, Any]
 DASHBOARD, GCS, CLIENT, METRICS = 8265, 6379, 10001, 8080
 # Settings of all, addresses of the other servers, and where the data lies.
 CONFIG_MAPS = ("settings", "servers", "place")
+# What a lost host takes with it is noticed within seconds: Ray gives a node up after four unanswered questions, and the
+# proxy sends what got no answer in ten seconds to another router (a prediction or a label sent twice counts once).
+CLUSTER_VARIABLES = {
+    **SERVE_VARIABLES,
+    "RAY_health_check_initial_delay_ms": "5000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_failure_threshold": "4",
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response response-timeout",
+    "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": "10",
+    "RAY_SERVE_HAPROXY_TIMEOUT_CONNECT_S": "2",
+    "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",
+}
 # Who runs in our images; above 10000, so that no user of the host has the number.
 USER = 10001
 
@@ -122,7 +135,7 @@ _Blocks.add_representer(str, _text)
 
 
 def _pod(container: str, name: str, image: str, ports: Mapping[str, int], *, cpus: int) -> Manifest:
-    variables = {**SERVE_VARIABLES, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "HOME": "/tmp/home"}
+    variables = {**CLUSTER_VARIABLES, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "HOME": "/tmp/home"}
     # Said here too, so that no operator of whatever version starts Ray without a token.
     token = {"valueFrom": {"secretKeyRef": {"name": f"{name}-ray-token", "key": "auth_token"}}}
     limits = {"cpu": str(cpus), "memory": "4Gi", "ephemeral-storage": "10Gi"}
