@@ -1,4 +1,4 @@
-"""Hosts on one machine: network namespaces on a bridge, each with an address, a `/tmp` and a link that can be cut.
+"""Hosts on one machine: network namespaces on a bridge, each with an address, a name, a `/tmp` and a link to cut.
 
 They share the machine's processors, memory, clock and the rest of its disk, which stands for a shared storage.
 """
@@ -82,10 +82,13 @@ class Hosts:
                 signal.signal(number, handler)
 
     def start(self, name: str, command: Sequence[str], variables: Mapping[str, str]) -> "subprocess.Popen[bytes]":
-        """Start a program on a host, its own `/tmp` before its eyes; its log is home/{name}.log."""
+        """Start a program on a host, with a `/tmp` and a host name of its own; its log is home/{name}.log."""
         folder = self.home / f"tmp-{name}"
         folder.mkdir(exist_ok=True)
-        within = ["sh", "-c", 'mount --bind "$0" /tmp && exec "$@"', str(folder), *command]
+        (folder / "hosts").write_text(f"127.0.0.1 localhost\n{self.addresses[name]} {name}\n")
+        own = f"mount --bind {folder}/hosts /etc/hosts && mount --bind {folder} /tmp"
+        within = ["unshare", "--uts", "sh", "-c", f'{own} && echo {name} > /proc/sys/kernel/hostname && exec "$@"']
+        within += ["sh", *command]
         with (self.home / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 ["ip", "netns", "exec", self._space(name), *within],

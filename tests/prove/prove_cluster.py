@@ -47,7 +47,7 @@ def run(only: Sequence[str] = ()) -> bool:
     parser.add_argument("--cuts", type=int, default=2, help="how often a worker host is cut off")
     parser.add_argument("--away", type=float, default=45.0, help="seconds that it stays away")
     chosen = parser.parse_args(list(only))
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     faults: list[str] = []
     try:
         with Hosts((HEAD, *WORKERS)) as hosts:
@@ -64,7 +64,7 @@ def run(only: Sequence[str] = ()) -> bool:
     except PermissionError as error:
         faults.append(f"no hosts here: {error}")
     for fault in faults:
-        console.print(f"[red]{fault}")
+        console.print(fault, style="red", markup=False)
     return not faults
 
 
