@@ -29,7 +29,6 @@ from forge_core.ledger import Ledger
 from forge_core.settings import Settings
 from forge_core.storage import Storage
 from infra.local.environment import ROOT
-from infra.local.processes import stack_processes
 from tests.prove.network_hosts import Hosts, python
 from tests.prove.serving_load import Load, Report
 from tests.serve.live_models import train
@@ -75,7 +74,7 @@ class Cluster:
         self.hosts, self.console = hosts, console
         head = hosts.addresses[HEAD]
         self.settings = Settings(
-            home=hosts.home / "forge",
+            home=hosts.home,
             profile="compose",
             keyless="all",
             host="0.0.0.0",
@@ -86,7 +85,6 @@ class Cluster:
             tracking_uri="",
             startup_timeout=_PATIENCE,
         )
-        self.settings.home.mkdir()
         self.token = secrets.token_hex(32)
         self.bodies: list[Any] = []
         self.expected: list[tuple[Any, float]] = []
@@ -121,7 +119,7 @@ class Cluster:
         )
         seen: set[str] = set()
         while process.poll() is None and time.monotonic() - begun < _PATIENCE:
-            found = [p for p in stack_processes(self.hosts.home) if "RayTrainWorker" in _title(p)]
+            found = [p for p in self.hosts.processes() if "RayTrainWorker" in _title(p)]
             seen |= {self.hosts.host_of(p) for p in found} - {""}
             time.sleep(0.5)
         told = log.read_text(errors="replace")[before:]
