@@ -98,7 +98,7 @@ class Cluster:
         for name in (HEAD, *WORKERS):
             self._start_node(name)
         os.environ["RAY_AUTH_TOKEN"] = self.token
-        _until(self._answers, _PATIENCE, "the API did not answer")
+        _until(lambda: self._kept() and self._answers(), _PATIENCE, "the API did not answer")
         _until(lambda: self._spread(2) and len(self._alive()) == 3, _PATIENCE, "no two replicas of each on three hosts")
         self.console.print(
             f"version: {made - begun:.0f} s; three hosts and Serve: {time.monotonic() - made:.0f} s; "
@@ -143,11 +143,9 @@ class Cluster:
             back = time.monotonic()
             self.hosts.join(victim)
             # A node that was given up ends itself; whoever keeps containers starts it again.
-            ended = _until(lambda: self._nodes[victim].poll() is not None, 60.0, "", strict=False)
-            if self._nodes[victim].poll() is None:
-                self._nodes[victim].terminate()
-                self._nodes[victim].wait(60)
-            self._start_node(victim)
+            ended = _until(lambda: self._nodes[victim].poll() is not None, 120.0, "", strict=False)
+            if ended is not None:
+                self._start_node(victim)
             again = _until(lambda: victim in self._alive(), _PATIENCE, f"{victim} did not come back")
             time.sleep(5.0)
         return self._judge(victim, load.report, before, (cut, back), (dead, whole, ended, again))
@@ -196,6 +194,14 @@ class Cluster:
         proba = folder.pipeline.predict_proba(asked)
         assert folder.classes is not None
         self.expected = [(folder.classes[int(p.argmax())], float(p.max())) for p in proba]
+
+    def _kept(self) -> bool:
+        """Start what ended again, as whoever keeps containers does; return that it was done."""
+        for name, node in self._nodes.items():
+            if node.poll() is not None:
+                self.console.print(f"{name} ended with {node.returncode} and is started again")
+                self._start_node(name)
+        return True
 
     def _start_node(self, name: str) -> None:
         options = ("--num-cpus=0",) if name == HEAD else ("--num-cpus=1", "--object-store-memory=200000000")
