@@ -2,13 +2,14 @@
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve import Application
 from starlette.applications import Starlette
 
 from forge_core.keys import Key, KeyStore, only_key
 from forge_core.ledger import Ledger
+from forge_core.settings import get_settings
 from serve_app.api import build_api
 from serve_app.door import Door
 from serve_app.model_file import FileBoard, load_model_file
@@ -20,12 +21,12 @@ from serve_app.variant import Variant
 
 
 class Arguments(BaseModel):
-    """What every application gets: addresses, profile, default model."""
+    """What every application gets: addresses (where none are given, those of its own host), profile, default model."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
-    storage_url: str
-    ledger_url: str
+    storage_url: str = Field(default_factory=lambda: get_settings().storage)
+    ledger_url: str = Field(default_factory=lambda: get_settings().ledger)
     profile: str
     default_model: str
     open_without_key: bool
