@@ -87,7 +87,7 @@ def api(processes: Processes) -> httpx.Client:
 def run_to_its_end(processes: Processes, deployment: str, parameters: dict[str, Any]) -> dict[str, Any]:
     prefect = PrefectApi(f"http://{processes.addresses['prefect:4200']}")
     run = prefect.run(deployment, parameters)
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 400
     while (run := prefect.call("GET", f"/flow_runs/{run['id']}"))["state_type"] not in FINAL:
         assert time.monotonic() < deadline, processes.log("worker")[-3000:]
         time.sleep(0.5)
