@@ -65,12 +65,10 @@ def processes(patch: pytest.MonkeyPatch) -> Iterator[Processes]:
             processes.start("prepare")
             assert processes.running.pop("prepare").wait(60) == 0, processes.log("prepare")
             assert "made: forge, mlflow, prefect, forge, mlflow" in processes.log("prepare")
-            for service in SERVERS:
+            # One after another: side by side on two cores they starve each other.
+            for service in (*SERVERS, *NODES):
                 processes.start(service)
-            processes.wait(*SERVERS)
-            for service in NODES:
-                processes.start(service)
-            processes.wait(*NODES)
+                processes.wait(service)
             yield processes
         finally:
             processes.kill_all()
