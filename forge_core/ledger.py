@@ -122,7 +122,7 @@ class Ledger:
         if not values:
             return 0
         count = sa.select(sa.func.count()).select_from(_feedback).where(_feedback.c.model == model)
-        insert = self._insert(_feedback).on_conflict_do_nothing()
+        insert = self.insert(_feedback).on_conflict_do_nothing()
         with self.engine.begin() as connection:
             before = connection.execute(count).scalar_one()
             connection.execute(insert, values)
@@ -168,7 +168,7 @@ class Ledger:
                 else:
                     changed = connection.execute(change.values(**values)).rowcount
                 if changed and event is not None:
-                    connection.execute(sa.insert(_events).values(event._row()))
+                    record_event(connection, event)
                 if changed:
                     return revision
         except IntegrityError:
@@ -192,7 +192,7 @@ class Ledger:
         """Append an `Event`."""
         event = Event(kind, model, version, actor, reason, at, details or {})
         with self.engine.begin() as connection:
-            connection.execute(sa.insert(_events).values(event._row()))
+            record_event(connection, event)
 
     def events(self, model: str, *kinds: str) -> list[dict[str, Any]]:
         """Return a model's events in the order they were recorded, all kinds or only the given ones."""
@@ -211,10 +211,16 @@ class Ledger:
             rows = connection.execute(query).mappings().all()
         return [{**row, "at": _utc(row["at"]), "recorded_at": _utc(row["recorded_at"])} for row in rows]
 
-    def _insert(self, table: sa.Table) -> Any:
+    def insert(self, table: sa.Table) -> Any:
+        """Return an INSERT in this database's dialect, which knows what to do about a row that is there already."""
         from sqlalchemy.dialects import postgresql, sqlite
 
         return {"sqlite": sqlite, "postgresql": postgresql}[self.engine.dialect.name].insert(table)
+
+
+def record_event(connection: sa.Connection, event: Event) -> None:
+    """Append an event within a transaction, so that it is committed with what it tells of, or neither is."""
+    connection.execute(sa.insert(_events).values(event._row()))
 
 
 def _tune_sqlite(connection: Any, _record: Any) -> None:
