@@ -1,7 +1,9 @@
-"""Which of several models is better for the people who meet them, decided on live traffic.
+"""Several versions at work at once, and a sound answer to which is better.
 
-An *experiment* gives each user one *variant* by a hash of the user's key, so that any number of processes agree without
-asking each other. Its definition, who met what (*exposures*) and what came of it (*outcomes*) are in the ledger, or in
-the prediction log where versions of one model share its live traffic. The verdict may be looked at as often as one
-likes: looking changes no error rate.
+Who gets which variant is a pure hash of a salt and the user's key, so every replica, restart and notebook agrees
+without asking anyone, and a variant's share can grow without moving users who need not move. What happened is counted
+by variant; what it means is decided by evidence that may be looked at after every visitor, because its chance of ever
+naming a winner where there is none is bounded over all looks together. An experiment compares variants that users see;
+a rollout compares a new version with the champion, first in the shadow, then on a growing share, and goes back by
+itself when the new one does harm.
 """
