@@ -25,7 +25,9 @@ def _a_name(text: str) -> str:
     return text
 
 
-Name = Annotated[str, AfterValidator(_a_name), Field(json_schema_extra={"pattern": r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"})]
+Name = Annotated[
+    str, AfterValidator(_a_name), Field(json_schema_extra={"pattern": r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"})
+]
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -100,6 +102,9 @@ class Definition(_Part):
     overrides: dict[str, str] = Field(
         default_factory=dict, max_length=1000, description="User -> variant, whatever the hash says; not judged."
     )
+    live: bool = Field(
+        False, description="The router gives the live traffic of the model to its versions; all variants are some."
+    )
     description: str = Field("", max_length=10_000)
 
     @model_validator(mode="before")
@@ -135,7 +140,12 @@ class Definition(_Part):
 
     def _faults_of_names(self) -> list[str]:
         known = ", ".join(self.variants)
-        faults = [] if self.control in self.variants else [f"control: no variant {self.control!r}; variants: {known}"]
+        faults = (
+            ["live: expected versions of one registered model as variants"]
+            if self.live and self.live_model is None
+            else []
+        )
+        faults += [] if self.control in self.variants else [f"control: no variant {self.control!r}; variants: {known}"]
         faults += [
             f"overrides: no variant {variant!r} for {user[:40]!r}; variants: {known}"
             for user, variant in self.overrides.items()

@@ -5,8 +5,8 @@ test at even looks (O'Brien-Fleming bounds). Without one: a confidence sequence 
 until both sides have a hundred of them, the exact e-process of the conversions' variants, which needs no large numbers.
 """
 
-import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -17,7 +17,7 @@ from forge_core.experiments.definition import Definition, Metric
 from forge_core.experiments.joined import COUNTED, Joined
 from forge_core.experiments.looks import Looks, look, moments_of_looks
 from forge_core.statistics.confidence_sequences import difference_sequence
-from forge_core.statistics.conversion_evidence import concentration_for, conversion_evidence
+from forge_core.statistics.conversion_evidence import concentration_for, conversion_evidence, lift_interval
 from forge_core.statistics.group_sequential import obrien_fleming_bounds
 from forge_core.statistics.power import sample_size_per_variant
 
@@ -88,16 +88,18 @@ def _exact(definition: Definition, metric: Metric, joined: Joined, variant: str,
     mine = mine[~((mine["unit"] != "") & mine.duplicated("unit")) & mine["variant"].isin(names)]
     shares = np.array([definition.shares[name] for name in names])
     counts = np.cumsum(np.column_stack([(mine["variant"] == name).to_numpy(float) for name in names]), axis=0)
-    told = {} if (c := _concentration(definition, metric)) is None else {"concentration": c}
-    log_e = np.r_[0.0, conversion_evidence(counts, shares / shares.sum(), **told)] if len(counts) else np.zeros(1)
+    prior = _prior(definition, metric)
+    log_e = np.r_[0.0, conversion_evidence(counts, shares / shares.sum(), **prior)] if len(counts) else np.zeros(1)
     when = pd.DatetimeIndex(mine["counts_at"]).as_unit("us").asi8
     return np.maximum.accumulate(log_e)[np.searchsorted(when, looks.at.as_unit("us").asi8, side="right")]
 
 
-def _concentration(definition: Definition, metric: Metric) -> float | None:
+def _prior(definition: Definition, metric: Metric) -> dict[str, float]:
+    """Return what the exact process is tuned to, where the definition says what is worth finding."""
     if metric == definition.primary and definition.baseline and definition.min_effect:
-        return concentration_for(definition.baseline, definition.min_effect)
-    return None
+        sign = 1 if metric.better == "higher" else -1
+        return {"concentration": concentration_for(definition.baseline, sign * definition.min_effect)}
+    return {}
 
 
 def _sequence(
@@ -110,20 +112,30 @@ def _sequence(
     log_e: Floats | None,
 ) -> Course:
     """Return the evidence where nobody said when it ends."""
-    (a, b), n = pair, looks.n
-    found = difference_sequence(
-        n[:, a], looks.mean[:, a], looks.variance[:, a], n[:, b], looks.mean[:, b], looks.variance[:, b],
-        alpha=alpha, n_star=planned_units(definition),
-    )  # fmt: skip
-    p = np.where(np.isnan(found.p), 1.0, found.p)
+    a, b = pair
+    n, mean, variance = looks.n[:, pair], np.nan_to_num(looks.mean[:, pair]), np.nan_to_num(looks.variance[:, pair])
+    told: dict[str, float] = {"alpha": alpha, "n_star": planned_units(definition)}
+    found = difference_sequence(n[:, 0], mean[:, 0], variance[:, 0], n[:, 1], mean[:, 1], variance[:, 1], **told)
+    low, value, high, p = (np.array(part, float) for part in (found.low, found.value, found.high, found.p))
+    value = np.where((n > 0).all(axis=1), value, np.nan)
     method: Method = "confidence sequence"
     if log_e is not None:
         # The one way until both sides have enough, the other from then on: what each says elsewhere is not heard.
-        enough = looks.total[:, pair].min(axis=1) >= ENOUGH_CONVERSIONS
-        p = np.where(enough, p, np.exp(-np.maximum(log_e, 0.0)))
-        method = "confidence sequence" if len(enough) and enough[-1] else "exact conversions"
-    p = np.minimum.accumulate(np.minimum(p, 1.0)) if len(p) else p
-    return Course(variant, looks.at, found.value, found.low, found.high, p, log_e, method, n[:, pair])
+        first = int(np.searchsorted(looks.total[:, pair].min(axis=1), ENOUGH_CONVERSIONS))
+        later = slice(first, None)
+        p[:first] = np.exp(-np.maximum(log_e[:first], 0.0))
+        p[later] = difference_sequence(
+            n[later, 0], mean[later, 0], variance[later, 0], n[later, 1], mean[later, 1], variance[later, 1], **told
+        ).p
+        share = definition.shares[variant] / (definition.shares[variant] + definition.shares[definition.control])
+        for row in range(first):
+            converted = int(looks.total[row, a]), int(looks.total[row, b])
+            ends = lift_interval(*converted, share, alpha=alpha, **_prior(definition, metric))
+            # A ratio's interval, told as a difference with the control's rate as it was seen.
+            rate = mean[row, 0] or np.inf
+            low[row], high[row] = ((end - 1) * rate if end != 1 else 0.0 for end in ends)
+        method = "confidence sequence" if first < len(p) else "exact conversions"
+    return Course(variant, looks.at, value, low, high, np.minimum.accumulate(p), log_e, method, n)
 
 
 def planned_units(definition: Definition) -> int:
@@ -133,15 +145,13 @@ def planned_units(definition: Definition) -> int:
     primary = definition.primary
     if primary.kind == "conversion" and definition.baseline and definition.min_effect:
         sign = 1 if primary.better == "higher" else -1
-        return 2 * math.ceil(
-            sample_size_per_variant(definition.baseline, sign * definition.min_effect, alpha=definition.alpha)
-        )
+        sides = 2 * len(definition.treatments)
+        effect = sign * definition.min_effect
+        return 2 * sample_size_per_variant(definition.baseline, effect, alpha=definition.alpha, n_variants=sides)
     return 2 * _USUAL_UNITS
 
 
-def _group_sequential(
-    definition: Definition, metric: Metric, joined: Joined, variant: str, alpha: float
-) -> Course:
+def _group_sequential(definition: Definition, metric: Metric, joined: Joined, variant: str, alpha: float) -> Course:
     """Return the evidence at the looks that were fixed beforehand; between two of them nothing is decided."""
     assert definition.max_units is not None
     fractions = np.arange(1, definition.looks + 1) / definition.looks
@@ -153,24 +163,32 @@ def _group_sequential(
     with np.errstate(invalid="ignore", divide="ignore"):
         z = np.abs(value) / se
     z = np.where(np.isfinite(z), z, 0.0)
-    wide = obrien_fleming_bounds(fractions, alpha)[: len(z)] * np.where(np.isfinite(se) & (se > 0), se, np.inf)
-    p = np.array([_sequential_p(fractions, z[:stage]) for stage in range(1, len(z) + 1)])
-    method: Method = "group sequential"
-    return Course(variant, looks.at, value, value - wide, value + wide, p, None, method, looks.n[:, [a, b]])
+    bounds = obrien_fleming_bounds(fractions, alpha)[: len(z)]
+    wide = bounds * np.where(np.isfinite(se) & (se > 0), se, np.inf)
+    p = np.array([_p_of(definition.looks, stage, float(z[stage])) for stage in range(len(z))])
+    crossed = np.maximum.accumulate(z >= bounds) if len(z) else np.zeros(0, bool)
+    # Between the alphas of the table p is interpolated; whether a bound was reached is not.
+    p = np.where(crossed, np.minimum(p, alpha), np.maximum(p, np.nextafter(alpha, 1.0)))
+    p = np.minimum.accumulate(p) if len(p) else p
+    return Course(variant, looks.at, value, value - wide, value + wide, p, None, "group sequential", looks.n[:, [a, b]])
 
 
-def _sequential_p(fractions: Floats, z: Floats) -> float:
-    """Return the smallest alpha at which a bound would have been crossed by now (Jennison and Turnbull 2000, 8.4)."""
-    low, high = math.log(1e-12), math.log(0.999)
-    for _ in range(24):
-        middle = (low + high) / 2
-        bounds = obrien_fleming_bounds(fractions, math.exp(middle))[: len(z)]
-        low, high = (low, middle) if bool((z >= bounds).any()) else (middle, high)
-    return math.exp(high) if high < math.log(0.99) else 1.0
+def _p_of(n_looks: int, stage: int, z: float) -> float:
+    """Return the alpha whose bound at a look is z (Jennison and Turnbull 2000, section 8.4)."""
+    alphas, bounds = _bound_table(n_looks)
+    column = bounds[:, stage]
+    known = np.isfinite(column)
+    return float(np.exp(np.interp(-z, -column[known], np.log(alphas[known]), left=np.log(1e-9), right=0.0)))
+
+
+@lru_cache(maxsize=16)
+def _bound_table(n_looks: int) -> tuple[Floats, Floats]:
+    """Return alphas, the smallest first, and the bounds of each at every look."""
+    fractions = np.arange(1, n_looks + 1) / n_looks
+    alphas = np.geomspace(1e-6, 0.9, 24)
+    return alphas, np.array([obrien_fleming_bounds(fractions, float(alpha)) for alpha in alphas])
 
 
 def _for_all_comparisons(made: Course, n_comparisons: int) -> Course:
     p = np.minimum(made.p * n_comparisons, 1.0)
-    return Course(
-        made.variant, made.at, made.value, made.low, made.high, p, made.log_e, made.method, made.n_units
-    )
+    return Course(made.variant, made.at, made.value, made.low, made.high, p, made.log_e, made.method, made.n_units)

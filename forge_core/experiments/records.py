@@ -133,9 +133,7 @@ class ExperimentRecords:
         made = _event("experiment_created", definition, actor, definition.description or "created", now)
         try:
             with self.engine.begin() as connection:
-                connection.execute(
-                    sa.insert(_experiments).values(**row, definition=definition.model_dump(mode="json"))
-                )
+                connection.execute(sa.insert(_experiments).values(**row, definition=definition.model_dump(mode="json")))
                 record_event(connection, made)
         except IntegrityError:
             kept = self.get(definition.id)
@@ -206,9 +204,7 @@ class ExperimentRecords:
         with self.engine.begin() as connection:
             changed = connection.execute(sa.update(_experiments).where(unchanged).values(**values)).rowcount
             if changed:
-                record_event(
-                    connection, _event(f"experiment_{status}", record.definition, actor, reason, now, details)
-                )
+                record_event(connection, _event(f"experiment_{status}", record.definition, actor, reason, now, details))
         found = self.get(record.id)
         if not changed:
             raise Conflict(
@@ -235,6 +231,31 @@ class ExperimentRecords:
                 )
                 found |= {row.unit: row.variant for row in connection.execute(query)}
         return found
+
+    def outcome_keys(self, experiment_id: str, units: Sequence[str]) -> set[tuple[str, str, str]]:
+        """Return (metric, unit, key) of every outcome that these units have."""
+        found: set[tuple[str, str, str]] = set()
+        columns = [_outcomes.c[name] for name in ("metric", "unit", "key")]
+        with self.engine.connect() as connection:
+            for start in range(0, len(units), 500):
+                some = _outcomes.c.unit.in_(units[start : start + 500])
+                query = sa.select(*columns).where(_outcomes.c.experiment == experiment_id, some)
+                found |= {(row.metric, row.unit, row.key) for row in connection.execute(query)}
+        return found
+
+    def numbers(self, experiment_id: str, metric: str, variant: str) -> tuple[int, int]:
+        """Return (users that met a variant, users and anonymous outcomes that a metric has for it)."""
+        met = sa.select(sa.func.count()).where(
+            _exposures.c.experiment == experiment_id, _exposures.c.variant == variant
+        )
+        mine = sa.and_(
+            _outcomes.c.experiment == experiment_id, _outcomes.c.metric == metric, _outcomes.c.variant == variant
+        )
+        nameless = sa.select(sa.func.count()).where(mine, _outcomes.c.unit == NOBODY)
+        named = sa.select(sa.func.count(sa.distinct(_outcomes.c.unit))).where(mine, _outcomes.c.unit != NOBODY)
+        with self.engine.connect() as connection:
+            n_met, n_nameless, n_named = (connection.execute(q).scalar_one() for q in (met, nameless, named))
+        return n_met, n_nameless + n_named
 
     def add_outcomes(self, experiment_id: str, outcomes: Sequence[Outcome]) -> None:
         """Commit outcomes; what is there already, word for word, is counted as repeated."""

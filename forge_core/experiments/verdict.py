@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from forge_core.experiments.definition import Definition, Metric
 from forge_core.experiments.evidence import Course, course
 from forge_core.experiments.joined import Joined
-from forge_core.experiments.looks import look, moments_of_looks
+from forge_core.experiments.looks import Looks, look, moments_of_looks
 from forge_core.experiments.words import in_words
 from forge_core.statistics.ratio_mismatch import mismatch_evidence
 
@@ -150,12 +150,11 @@ def judge(definition: Definition, joined: Joined, *, now: datetime | None = None
     users = {name: int((joined.exposures["variant"] == name).sum()) for name in definition.variants}
     evidence = float(np.exp(min(history.mismatch.max(initial=0.0), 700.0)))
     mismatch = Mismatch(evidence, evidence >= MISMATCH_ALARM, users, definition.shares)
-    rails = tuple(
-        _rail(metric, course(definition, metric, joined, variant, look(joined, metric, looks.variants, looks_at)))
-        for metric in definition.guard_rails
-        for variant in definition.treatments
-    )
-    comparisons = tuple(_comparison(definition, made, joined) for made in history.courses)
+    rails = []
+    for metric in definition.guard_rails:
+        seen = look(joined, metric, looks.variants, looks_at)
+        rails += [_rail(metric, course(definition, metric, joined, name, seen)) for name in definition.treatments]
+    comparisons = tuple(_comparison(definition, made, joined, looks) for made in history.courses)
     state, winner = _decide(definition, comparisons, mismatch, rails, sum(users.values()))
     verdict = Verdict(
         experiment=definition.id,
@@ -169,7 +168,7 @@ def judge(definition: Definition, joined: Joined, *, now: datetime | None = None
         p=min((c.p for c in comparisons), default=1.0),
         comparisons=comparisons,
         mismatch=mismatch,
-        guard_rails=rails,
+        guard_rails=tuple(rails),
         users=users,
         waiting=joined.waiting,
         not_counted=joined.not_counted,
@@ -187,23 +186,26 @@ def _mismatch(definition: Definition, joined: Joined) -> tuple[pd.DatetimeIndex,
     return pd.DatetimeIndex(joined.exposures["at"])[chosen], np.asarray(log_e, float)
 
 
-def _comparison(definition: Definition, made: Course, joined: Joined) -> Comparison:
-    looks = look(joined, definition.primary, list(definition.variants), made.at[-1:])
-    a, b = looks.column(definition.control), looks.column(made.variant)
-    e = None if made.log_e is None or not len(made.log_e) else float(np.exp(min(made.log_e[-1], 700.0)))
-    if not len(made.at):
-        return Comparison(made.variant, 0, 0, None, None, None, None, None, 1.0, e)
+def _comparison(definition: Definition, made: Course, joined: Joined, looks: Looks) -> Comparison:
+    """Return where a course has come to; before its first look, the figures as they are, without an interval."""
+    last = looks
+    if len(made.at) and made.method == "group sequential":
+        last = look(joined, definition.primary, looks.variants, made.at[-1:])
+    if not len(last.at):
+        return Comparison(made.variant, 0, 0, None, None, None, None, None, 1.0, None)
+    a, b = last.column(definition.control), last.column(made.variant)
+    low, high, p = (made.low[-1], made.high[-1], made.p[-1]) if len(made.at) else (np.nan, np.nan, 1.0)
     return Comparison(
         variant=made.variant,
-        n=int(looks.n[-1, b]),
-        n_control=int(looks.n[-1, a]),
-        mean=_number(looks.mean[-1, b]),
-        mean_control=_number(looks.mean[-1, a]),
-        value=_number(made.value[-1]),
-        low=_number(made.low[-1]),
-        high=_number(made.high[-1]),
-        p=float(made.p[-1]),
-        e=e,
+        n=int(last.n[-1, b]),
+        n_control=int(last.n[-1, a]),
+        mean=_number(last.mean[-1, b]),
+        mean_control=_number(last.mean[-1, a]),
+        value=_number(last.mean[-1, b] - last.mean[-1, a]),
+        low=_number(low),
+        high=_number(high),
+        p=float(p),
+        e=None if made.log_e is None else float(np.exp(min(made.log_e[-1], 700.0))),
     )
 
 
@@ -262,4 +264,3 @@ def _of(comparisons: Sequence[Comparison], variant: str) -> Comparison:
 
 def _number(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
-

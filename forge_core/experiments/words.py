@@ -18,7 +18,9 @@ def comparison_told(metric: Metric, control: str, found: "Comparison") -> str:
     """Return one comparison in words."""
     if found.value is None or found.mean is None or found.mean_control is None:
         return f"{found.variant} against {control}: too few values yet"
-    interval = "" if found.low is None or found.high is None else f" [{_step(metric, found.low)}, {_step(metric, found.high)}]"
+    interval = (
+        "" if found.low is None or found.high is None else f" [{_step(metric, found.low)}, {_step(metric, found.high)}]"
+    )
     return (
         f"{found.variant} {_level(metric, found.mean)} against {control} {_level(metric, found.mean_control)}: "
         f"{_step(metric, found.value)}{interval}, p {p_told(found.p)}"
