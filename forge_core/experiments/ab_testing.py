@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from forge_core.errors import Conflict, ExperimentNotFound
 from forge_core.experiments.assignment import Segments, assign, segments_of, unit_id, unit_point
@@ -18,11 +18,13 @@ from forge_core.experiments.models import ModelVariants, as_variant
 from forge_core.experiments.recording import Recorded, outcome, record_outcomes, user_key
 from forge_core.experiments.records import ExperimentRecords, Exposure, Record, Status
 from forge_core.experiments.results import judge_experiment
-from forge_core.experiments.traffic import Traffic, get_traffic
 from forge_core.experiments.verdict import Judgement, Verdict
 from forge_core.ledger import Ledger
-from forge_core.settings import Settings, get_settings
+from forge_core.settings import get_settings
 from forge_core.storage import Storage
+
+if TYPE_CHECKING:
+    from forge_core.experiments.traffic import Traffic
 
 _REMEMBERED = 200_000
 
@@ -99,7 +101,7 @@ class ABTestManager:
         ledger: Ledger,
         *,
         storage: Storage | None = None,
-        traffic: Callable[[], Traffic] | None = None,
+        traffic: Callable[[], "Traffic"] | None = None,
         tracking_uri: str | None = None,
         actor: str = "python",
         refresh_seconds: float = 1.0,
@@ -353,7 +355,7 @@ class ABTestManager:
     def _judged(self, record: Record) -> Judgement:
         return judge_experiment(self.records, record, self.storage)
 
-    def _traffic_of(self, record: Record) -> Traffic:
+    def _traffic_of(self, record: Record) -> "Traffic":
         if self._traffic is None:
             raise Conflict(
                 f"experiment {record.id!r} shares out live traffic, which this manager cannot reach; "
@@ -364,19 +366,18 @@ class ABTestManager:
 
 def get_ab_test_manager() -> ABTestManager:
     """Return the manager of this process, over the ledger of the settings."""
-    return _manager(get_settings())
+    settings = get_settings()
+    return _manager_over(settings.ledger, settings.storage)
 
 
 @lru_cache(maxsize=1)
-def _manager_of(ledger: str, storage: str) -> ABTestManager:
+def _manager_over(ledger: str, storage: str) -> ABTestManager:
     settings = get_settings()
-    return ABTestManager(
-        Ledger(ledger),
-        storage=Storage(storage),
-        traffic=lambda: get_traffic(settings),
-        tracking_uri=settings.mlflow_url,
-    )
 
+    def traffic() -> "Traffic":
+        # It brings Serve and the registry along, which only experiments on live traffic need.
+        from forge_core.experiments.traffic import get_traffic
 
-def _manager(settings: Settings) -> ABTestManager:
-    return _manager_of(settings.ledger, settings.storage)
+        return get_traffic(settings)
+
+    return ABTestManager(Ledger(ledger), storage=Storage(storage), traffic=traffic, tracking_uri=settings.mlflow_url)

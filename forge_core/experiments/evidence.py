@@ -5,7 +5,7 @@ test at even looks (O'Brien-Fleming bounds). Without one: a confidence sequence 
 until both sides have a hundred of them, the exact e-process of the conversions' variants, which needs no large numbers.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -76,7 +76,10 @@ def course(definition: Definition, metric: Metric, joined: Joined, variant: str,
         made = _group_sequential(definition, metric, joined, variant, alpha)
     else:
         made = _sequence(definition, metric, looks, pair, variant, alpha, log_e)
-    return _for_all_comparisons(made, n_comparisons)
+    p = np.minimum(made.p * n_comparisons, 1.0)
+    if metric.kind != "conversion":
+        return replace(made, p=p)
+    return replace(made, p=p, low=np.maximum(made.low, -1.0), high=np.minimum(made.high, 1.0))
 
 
 def _exact(definition: Definition, metric: Metric, joined: Joined, variant: str, looks: Looks) -> Floats:
@@ -187,8 +190,3 @@ def _bound_table(n_looks: int) -> tuple[Floats, Floats]:
     fractions = np.arange(1, n_looks + 1) / n_looks
     alphas = np.geomspace(1e-6, 0.9, 24)
     return alphas, np.array([obrien_fleming_bounds(fractions, float(alpha)) for alpha in alphas])
-
-
-def _for_all_comparisons(made: Course, n_comparisons: int) -> Course:
-    p = np.minimum(made.p * n_comparisons, 1.0)
-    return Course(made.variant, made.at, made.value, made.low, made.high, p, made.log_e, made.method, made.n_units)

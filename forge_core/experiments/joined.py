@@ -70,7 +70,7 @@ def join_outcomes(
     met = met[met["variant"].isin(list(definition.variants)) & ~met["unit"].isin(by_hand)]
     found = outcomes.sort_values(["at", "id"], kind="stable", ignore_index=True)
     known = found["unit"] != ""
-    first = found["unit"].map(met.set_index("unit")["variant"])
+    first = _of_user(met, "variant", found["unit"])
     told = found["variant"]
     why = np.full(len(found), COUNTED, dtype=object)
     for reason, holds in (
@@ -78,7 +78,7 @@ def join_outcomes(
         (BY_HAND, found["unit"].isin(by_hand)),
         (NO_EXPOSURE, known & first.isna()),
         (OTHER_VARIANT, known & (told != "") & (told != first)),
-        (TOO_EARLY, known & (found["at"] < found["unit"].map(met.set_index("unit")["at"]))),
+        (TOO_EARLY, known & (found["at"] < _of_user(met, "at", found["unit"]))),
     ):
         why[(why == COUNTED) & holds.to_numpy(bool)] = reason
     found["why"] = why
@@ -90,6 +90,11 @@ def join_outcomes(
     return Joined(met.reset_index(drop=True), _never_above_exposures(definition, met, found), waiting)
 
 
+def _of_user(met: pd.DataFrame, column: str, units: pd.Series) -> pd.Series:
+    """Return what a column of the meetings says of each of these units; missing for those that met nothing."""
+    return pd.Series(met.set_index("unit")[column].reindex(units).array, index=units.index)
+
+
 def _in_their_windows(
     definition: Definition, met: pd.DataFrame, found: pd.DataFrame, now: datetime | None
 ) -> tuple[pd.DataFrame, pd.DataFrame, int]:
@@ -98,7 +103,7 @@ def _in_their_windows(
         return met.assign(counts_at=met["at"]), found.assign(counts_at=found["at"]), 0
     window = timedelta(hours=definition.window_hours)
     met = met.assign(counts_at=met["at"] + window)
-    ends = found["unit"].map(met.set_index("unit")["counts_at"])
+    ends = _of_user(met, "counts_at", found["unit"])
     late = (found["why"] == COUNTED) & ends.notna() & (found["at"] > ends)
     found = found.assign(why=found["why"].mask(late, TOO_LATE), counts_at=ends.fillna(found["at"]))
     if now is None:

@@ -90,5 +90,5 @@ def _level(metric: Metric, value: float) -> str:
     return f"{value:.2%}" if metric.kind == "conversion" else f"{value:.4g}"
 
 
-def _step(metric: Metric, value: float) -> str:
-    return f"{100 * value:+.2f} points" if metric.kind == "conversion" else f"{value:+.4g}"
+def _step(metric: Metric, value: float, unit: str = " points") -> str:
+    return f"{100 * value:+.2f}{unit}" if metric.kind == "conversion" else f"{value:+.4g}"
