@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from forge_core.errors import ForgeError, ServiceUnavailable
 from forge_core.monitoring.metric_names import REQUEST_SECONDS, REQUESTS
-from serve_app.bodies import USUAL, Limits, many_rows, not_the_form, one_row, parsed, read_json
+from serve_app.bodies import USUAL, Limits, header, many_rows, not_the_form, one_row, parsed, read_json
 from serve_app.docs_page import docs_routes
 from serve_app.door import Caller, Door
 from serve_app.openapi import openapi_document
@@ -27,7 +27,6 @@ logger = logging.getLogger(__name__)
 
 # What Serve raises while a replica is busy or comes back.
 _PASSING = {"BackPressureError", "DeploymentUnavailableError", "RayActorError", "ActorDiedError"}
-_LONGEST_NAME = 128
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -114,9 +113,10 @@ class _Routes:
     async def predict(self, request: Request) -> Response:
         """Answer one row."""
         caller = self.admit(request, "predict")
-        features = one_row(await read_json(request, self.limits))
+        features, user = one_row(await read_json(request, self.limits))
         self.door.spend(caller, 1)
-        request_id = _header(request, "x-request-id")
+        request_id = header(request, "x-request-id")
+        user = header(request, "x-forge-user") or user
         replies = await self.board.predict(
             _model(request),
             [features],
@@ -124,16 +124,24 @@ class _Routes:
             self.moment(request),
             _version(request),
             caller.owner,
+            [user] if user else None,
         )
         return json_reply(replies[0])
 
     async def predict_batch(self, request: Request) -> Response:
         """Answer many rows."""
         caller = self.admit(request, "predict")
-        rows, n_rows, ids = many_rows(await read_json(request, self.limits), self.limits)
+        rows, n_rows, ids, users = many_rows(await read_json(request, self.limits), self.limits)
         self.door.spend(caller, n_rows)
+        user = header(request, "x-forge-user")
         replies = await self.board.predict(
-            _model(request), rows, ids, self.moment(request), _version(request), caller.owner
+            _model(request),
+            rows,
+            ids,
+            self.moment(request),
+            _version(request),
+            caller.owner,
+            [user] * n_rows if user else users,
         )
         return json_reply({"predictions": replies})
 
@@ -191,7 +199,7 @@ class _Routes:
 
     def moment(self, request: Request) -> datetime | None:
         """Return the event time that a request tells, where it is trusted."""
-        told = _header(request, "x-forge-event-time") if self.trust_event_time else None
+        told = header(request, "x-forge-event-time") if self.trust_event_time else None
         if told is None:
             return None
         try:
@@ -206,14 +214,7 @@ def _model(request: Request) -> str | None:
 
 
 def _version(request: Request) -> str | None:
-    return _header(request, "x-forge-version")
-
-
-def _header(request: Request, name: str) -> str | None:
-    value = request.headers.get(name)
-    if value is not None and not 0 < len(value) <= _LONGEST_NAME:
-        raise not_the_form(name.title(), f"expected 1 to {_LONGEST_NAME} characters, found {len(value)}")
-    return value
+    return header(request, "x-forge-version")
 
 
 async def _http_error(request: Request, error: Any) -> Response:

@@ -17,10 +17,14 @@ _SHIPMENT = 4096
 
 
 class Watch(NamedTuple):
-    """How a model is watched: hours of a window, and features that are counted but never logged."""
+    """How a model's rows are watched: hours of a window, features that are counted but never logged, and their form.
+
+    The form says which columns stand before the features: `served`, or `split` where a split shares the traffic out.
+    """
 
     window_hours: float
     redacted: tuple[str, ...] = ()
+    form: str = "served"
 
 
 class Journal:

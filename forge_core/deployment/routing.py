@@ -6,7 +6,8 @@ may take.
 
 A version goes live in two steps. `nominate` makes it the *candidate*: loaded, held by the router, and given no
 traffic. Then `promote` makes it champion, or `dismiss` takes it out. A candidate that a killed deployment left
-behind is replaced by the next one.
+behind is replaced by the next one. Between the two, `splits` may give it a share of the traffic or copies of it; every
+change of champion ends that.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,7 +29,8 @@ def read_state(ledger: Ledger) -> tuple[int, State]:
     """Return (revision, state).
 
     A state is `{"models": {name: {"champion": "3", "previous": "2", "candidate": "4"}}}`; a model whose first
-    version is on trial has a candidate only.
+    version is on trial has a candidate only. An entry may have a `split`, a `shadow`, and a `warm` version too, as a
+    `routing_table.Row` has them.
     """
     revision, state = ledger.serving_state(ROUTER)
     return revision, state or {"models": {}}
@@ -54,7 +56,7 @@ def approve(ledger: Ledger, model: str, version: str, *, actor: str, reason: str
         history.check("approved", model, version)
         return entry, Event("approved", model, version, actor, reason, at)
 
-    _update(ledger, model, change)
+    update_entry(ledger, model, change)
 
 
 def decline(ledger: Ledger, model: str, version: str, *, actor: str, reason: str, at: datetime | None = None) -> None:
@@ -64,7 +66,7 @@ def decline(ledger: Ledger, model: str, version: str, *, actor: str, reason: str
         history.check("declined", model, version)
         return entry, Event("declined", model, version, actor, reason, at)
 
-    _update(ledger, model, change)
+    update_entry(ledger, model, change)
 
 
 def nominate(ledger: Ledger, model: str, version: str, *, actor: str, reason: str, at: datetime | None = None) -> int:
@@ -76,15 +78,18 @@ def nominate(ledger: Ledger, model: str, version: str, *, actor: str, reason: st
     ------
     ModelError
         When the version was refused; says by whom and why.
+    Conflict
+        When another candidate has traffic: a rollout of it is under way.
     """
 
     def change(entry: Entry, history: History) -> tuple[Entry, Event] | None:
         if version in (entry.get("champion"), entry.get("candidate")):
             return None
+        _check_free(model, version, entry)
         history.check("nominated", model, version)
         return {**entry, "candidate": version}, Event("nominated", model, version, actor, reason, at)
 
-    return _update(ledger, model, change)
+    return update_entry(ledger, model, change)
 
 
 def promote(
@@ -96,10 +101,16 @@ def promote(
     reason: str,
     at: datetime | None = None,
     details: Mapping[str, Any] | None = None,
+    keep_warm: bool = False,
 ) -> int:
     """Make the candidate the champion and return the revision of the state.
 
     Promoting the version that is champion already changes nothing, so a repeated step is harmless.
+
+    Parameters
+    ----------
+    keep_warm : bool
+        The champion before it stays loaded, so that a rollback loads nothing.
 
     Raises
     ------
@@ -117,9 +128,10 @@ def promote(
                 "another deployment came between; deploy again"
             )
         event = Event("promoted", model, version, actor, reason, at, details or {})
-        return {"champion": version, "previous": champion}, event
+        warm = {"warm": champion} if keep_warm and champion else {}
+        return {"champion": version, "previous": champion, **warm}, event
 
-    return _update(ledger, model, change)
+    return update_entry(ledger, model, change)
 
 
 def dismiss(
@@ -132,15 +144,16 @@ def dismiss(
     at: datetime | None = None,
     details: Mapping[str, Any] | None = None,
 ) -> None:
-    """Take a candidate out of the desired state and record why; what is champion stays."""
+    """Take a candidate, with the traffic that it had, out of the desired state and record why; the champion stays."""
 
     def change(entry: Entry, history: History) -> tuple[Entry, Event] | None:
         if entry.get("candidate") != version:
             return None
-        kept = {role: v for role, v in entry.items() if role != "candidate"}
+        kept = without_traffic(entry, version)
+        kept.pop("candidate")
         return kept, Event("dismissed", model, version, actor, reason, at, details or {})
 
-    _update(ledger, model, change)
+    update_entry(ledger, model, change)
 
 
 def roll_back(
@@ -174,7 +187,7 @@ def roll_back(
             )
         return _without_champion(entry, history), Event("rolled_back", model, entry["previous"], actor, reason, at)
 
-    _update(ledger, model, change)
+    update_entry(ledger, model, change)
     champion: str = read_state(ledger)[1]["models"][model]["champion"]
     return champion
 
@@ -187,18 +200,45 @@ def withdraw(ledger: Ledger, model: str, version: str, *, actor: str, reason: st
             return None
         return _without_champion(entry, history), Event("withdrawn", model, version, actor, reason, at)
 
-    _update(ledger, model, change)
+    update_entry(ledger, model, change)
+
+
+def without_traffic(entry: Entry, version: str) -> Entry:
+    """Return a copy of the entry whose split and shadow do not name a version."""
+    kept = dict(entry)
+    if "split" in kept and version in kept["split"]["variants"].values():
+        del kept["split"]
+    if "shadow" in kept and kept["shadow"]["version"] == version:
+        del kept["shadow"]
+    return kept
+
+
+def _check_free(model: str, version: str, entry: Entry) -> None:
+    """Raise Conflict where the candidate of an entry has traffic."""
+    candidate = entry.get("candidate")
+    if candidate is not None and without_traffic(entry, candidate) != entry:
+        raise Conflict(
+            f"version {candidate} of {model!r} is being rolled out, so version {version} cannot be tried: wait for it, "
+            f"or abort it (`python -m forge_core.deployment abort {model}`)",
+            context={"model": model, "candidate": candidate},
+        )
 
 
 def _without_champion(entry: Entry, history: History) -> Entry:
-    """Return the entry in which those before the champion move up."""
+    """Return the entry in which those before the champion move up; a candidate stays one, without traffic."""
     before = history.line[:-1]
     kept: Entry = {"candidate": entry["candidate"]} if entry.get("candidate") not in (None, *before[-1:]) else {}
     return {"champion": before[-1], "previous": before[-2] if len(before) > 1 else None, **kept} if before else kept
 
 
-def _update(ledger: Ledger, model: str, change: Change, attempts: int = 5) -> int:
-    """Change a model's entry, with its event, against whoever else changes it; return the revision."""
+def update_entry(ledger: Ledger, model: str, change: Change, attempts: int = 5) -> int:
+    """Change a model's entry, with its event, against whoever else changes it; return the revision.
+
+    Raises
+    ------
+    Conflict
+        When others were quicker each time.
+    """
     for attempt in range(attempts):
         revision, state = read_state(ledger)
         changed = change(dict(state["models"].get(model, {})), read_history(ledger, model))
