@@ -89,7 +89,7 @@ class ABTestManager:
     ... )
     >>> experiment_id, variant_name = manager.get_variant(user_id="user123")
     >>> manager.get_experiment(experiment_id).variants[variant_name]([3, 5])
-    5
+    3
     >>> manager.record_conversion(experiment_id, variant_name, user_id="user123").told
     'counted'
     >>> manager.results("model_comparison").state

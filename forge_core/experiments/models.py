@@ -57,8 +57,10 @@ def fingerprint(model: Any) -> str | None:
         return joblib.hash(model, hash_name="sha1")
     except (pickle.PicklingError, TypeError, AttributeError, ValueError) as error:
         logger.info("a variant has no fingerprint: %s", error)
-        name = f"{getattr(model, '__module__', '')}.{getattr(model, '__qualname__', '')}"
-        return hashlib.sha1(name.encode(), usedforsecurity=False).hexdigest() if name != "." else None
+        if not hasattr(model, "__qualname__"):
+            return None
+        name = f"{model.__module__}.{model.__qualname__}"
+        return hashlib.sha1(name.encode(), usedforsecurity=False).hexdigest()
 
 
 class ModelVariants(Mapping[str, Any]):

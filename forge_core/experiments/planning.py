@@ -81,7 +81,7 @@ def plan_experiment(
     --------
     >>> plan = plan_experiment(0.02, baseline=0.10, daily_users=1000)
     >>> plan.per_variant, plan.max_units, round(plan.days, 1)
-    (3839, 7902, 7.9)
+    (3839, 8034, 8.0)
     """
     widths = list((shares or {"control": 0.5, "treatment": 0.5}).values())
     if (baseline is None) == (spread is None):

@@ -111,7 +111,7 @@ def record_outcomes(
     for told in outcomes:
         reason = _reason(definition, told, met, seen, by_hand, in_log)
         if told.unit != NOBODY:
-            seen.add((told.metric, told.unit, told.key))
+            seen.add((told.metric, told.unit, told.key, told.variant))
         if reason == "" and (place := (told.metric, told.variant or met.get(told.unit, ""))) in room:
             room[place] -= 1
             if told.unit == NOBODY and room[place] < 0 and not in_log:
@@ -125,7 +125,7 @@ def _reason(
     definition: Definition,
     told: Outcome,
     met: Mapping[str, str],
-    seen: set[tuple[str, str, str]],
+    seen: set[tuple[str, str, str, str]],
     by_hand: set[str],
     in_log: bool,
 ) -> str:
@@ -135,11 +135,15 @@ def _reason(
         return ""
     if told.unit in by_hand:
         return BY_HAND
-    if (told.metric, told.unit, told.key) in seen:
+    if told.unit in met and told.variant not in ("", met[told.unit]):
+        return OTHER_VARIANT
+    # One that named another variant did not count, and takes no place.
+    right = {"", told.variant, met.get(told.unit, "")}
+    if any((told.metric, told.unit, told.key, variant) in seen for variant in right):
         return TWICE
     if told.unit not in met:
         return PENDING if in_log else NO_EXPOSURE
-    return "" if told.variant in ("", met[told.unit]) else OTHER_VARIANT
+    return ""
 
 
 def _room(

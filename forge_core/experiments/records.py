@@ -118,7 +118,7 @@ class ExperimentRecords:
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger, self.engine = ledger, ledger.engine
-        _tables.create_all(self.engine)
+        ledger.make_tables(_tables)
 
     def create(self, definition: Definition, *, actor: str, at: datetime | None = None) -> Record:
         """Return the experiment, made now or before with the same definition.
@@ -232,15 +232,15 @@ class ExperimentRecords:
                 found |= {row.unit: row.variant for row in connection.execute(query)}
         return found
 
-    def outcome_keys(self, experiment_id: str, units: Sequence[str]) -> set[tuple[str, str, str]]:
-        """Return (metric, unit, key) of every outcome that these units have."""
-        found: set[tuple[str, str, str]] = set()
-        columns = [_outcomes.c[name] for name in ("metric", "unit", "key")]
+    def outcome_keys(self, experiment_id: str, units: Sequence[str]) -> set[tuple[str, str, str, str]]:
+        """Return (metric, unit, key, variant as it was told) of every outcome that these units have."""
+        found: set[tuple[str, str, str, str]] = set()
+        columns = [_outcomes.c[name] for name in ("metric", "unit", "key", "variant")]
         with self.engine.connect() as connection:
             for start in range(0, len(units), 500):
                 some = _outcomes.c.unit.in_(units[start : start + 500])
                 query = sa.select(*columns).where(_outcomes.c.experiment == experiment_id, some)
-                found |= {(row.metric, row.unit, row.key) for row in connection.execute(query)}
+                found |= {(row.metric, row.unit, row.key, row.variant) for row in connection.execute(query)}
         return found
 
     def numbers(self, experiment_id: str, metric: str, variant: str) -> tuple[int, int]:
