@@ -18,6 +18,7 @@ from forge_core.deployment.mirror import mirrored_version
 from forge_core.errors import ServiceUnavailable
 from forge_core.monitoring.prediction_log import PredictionLog
 from forge_core.monitoring.profiles import merge_profiles, profile_frame
+from forge_core.monitoring.shadow_log import SHADOW_COLUMNS, ShadowLog
 from forge_core.monitoring.windows import ReferenceProfile, WindowStore, window_start
 from forge_core.statistics.counts import GridCounts
 from forge_core.storage import Storage
@@ -135,6 +136,9 @@ class Profiler:
         return self._references[model, version]
 
     def _write(self, model: str, version: str, watch: Watch, rows: list[Row]) -> None:
+        if watch.form == "shadow":
+            ShadowLog(self.storage, model).append(pd.DataFrame(rows, columns=list(SHADOW_COLUMNS)))
+            return
         reference, features = self._reference(model, version)
         logged_as = {name: f"feature.{name}" if name in _FORMS["split"] else name for name in features}
         frame = pd.DataFrame(rows, columns=[*_FORMS[watch.form], *logged_as.values()])

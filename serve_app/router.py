@@ -19,6 +19,7 @@ from forge_core.storage import Storage
 from serve_app.counting import Counting
 from serve_app.journal import Journal, Watch
 from serve_app.live_version import LiveVersion, answer, load_live_version, watched
+from serve_app.shadowing import Shadows
 from serve_app.splitting import CHAMPION, Answered, LiveSplit
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ class Switchboard:
         self._routing = asyncio.Lock()
         self.counting = Counting()
         self.journal = Journal(self.counting)
+        self.shadows = Shadows(lambda *rows: self.journal.add(*rows), self.counting)
 
     async def route(
         self, table: Mapping[str, Row], watch: Mapping[str, Mapping[str, Any] | None] | None = None
@@ -72,6 +74,13 @@ class Switchboard:
             }
             told = {m: Watch(w["window_hours"], tuple(w["redacted"])) if w else None for m, w in (watch or {}).items()}
             self.held, self.live, self.splits, self.watch = held, champions, splits, told
+            self.shadows.route(
+                {
+                    m: (row["shadow"], held[m][row["shadow"]["version"]])
+                    for m, row in table.items()
+                    if "shadow" in row and row["shadow"]["version"] in held[m] and m in champions
+                }
+            )
             self.trials = {m: row["candidate"] for m, row in table.items() if row.get("candidate") in held[m]}
         logger.info("routing %s holding %s", self._versions(), {m: sorted(v) for m, v in held.items()})
 
@@ -172,6 +181,10 @@ class Switchboard:
         labels = (live.model, live.version, variant)
         self.counting.count(PREDICTIONS, labels, len(rows))
         self.counting.observe(PREDICTION_SECONDS, labels, elapsed)
+        if version is None and (shadow := self.shadows.of.get(live.model)) is not None:
+            received = datetime.now(UTC)
+            given = [(prediction, watched(score)) for (prediction, _), score in zip(answers, scores, strict=True)]
+            self.shadows.offer(shadow, live, records, ids, given, elapsed, (event_time or received, received))
         watch = self.watch.get(live.model, _USUAL)
         if version is None and watch is not None:
             received = datetime.now(UTC)

@@ -66,7 +66,8 @@ def difference_sequence(
 
     Examples
     --------
-    >>> found = difference_sequence([500, 4000], [0.10, 0.10], [0.09, 0.09], [500, 4000], [0.12, 0.13], [0.1056, 0.1131])
+    >>> a, b = ([500, 4000], [0.10, 0.10], [0.09, 0.09]), ([500, 4000], [0.12, 0.13], [0.1056, 0.1131])
+    >>> found = difference_sequence(*a, *b)
     >>> found.low.round(3).tolist(), found.high.round(3).tolist(), found.p.round(4).tolist()
     ([-0.056, 0.008], [0.096, 0.052], [1.0, 0.0013])
     """
@@ -134,7 +135,7 @@ def ratio_moments(
     Examples
     --------
     >>> value, variance = ratio_moments(0.6, 3.0, 0.5, 4.0, 0.9)
-    >>> float(value), round(float(variance), 4)
+    >>> round(float(value), 4), round(float(variance), 4)
     (0.2, 0.0333)
     """
     y, x = np.asarray(mean_y, float), np.asarray(mean_x, float)
@@ -142,6 +143,46 @@ def ratio_moments(
         ratio = np.where(x == 0, np.nan, y / x)
         variance = (np.asarray(var_y) - 2 * ratio * np.asarray(cov) + ratio**2 * np.asarray(var_x)) / x**2
     return ratio, np.where(x == 0, 0.0, np.maximum(variance, 0.0))
+
+
+def combined_periods(
+    n_a: ArrayLike, mean_a: ArrayLike, var_a: ArrayLike, n_b: ArrayLike, mean_b: ArrayLike, var_b: ArrayLike
+) -> tuple[Floats, Floats, Floats, Floats, Floats, Floats]:
+    """Return units, means and variances of two variants over periods between which their shares were changed.
+
+    Units of different periods are not alike, and where shares differ a variant has more of its units from one period
+    than from another: means over all units would compare Mondays with Sundays. Differences are taken within periods
+    and averaged with weights n_a n_b / (n_a + n_b); what is returned has that difference and its standard error.
+
+    Parameters
+    ----------
+    n_a, mean_a, var_a, n_b, mean_b, var_b : array_like of shape (..., n_periods)
+        As for `difference_sequence`, by period; NaN where a period has no units.
+
+    Returns
+    -------
+    n_a, mean_a, var_a, n_b, mean_b, var_b : ndarray of shape (...)
+
+    Examples
+    --------
+    A tenth converts in the first period, a half in the second, of either variant:
+
+    >>> found = combined_periods([900, 500], [0.1, 0.5], [0.09, 0.25], [100, 500], [0.1, 0.5], [0.09, 0.25])
+    >>> [round(float(part), 4) for part in found]
+    [1400.0, 0.3941, 0.3883, 600.0, 0.3941, 0.2]
+    """
+    n_a, mean_a, var_a, n_b, mean_b, var_b = (np.asarray(m, float) for m in (n_a, mean_a, var_a, n_b, mean_b, var_b))
+    both = (n_a > 0) & (n_b > 0)
+    weight = np.divide(n_a * n_b, n_a + n_b, out=np.zeros(both.shape), where=both)
+    total = weight.sum(axis=-1)
+    weight = np.divide(weight, total[..., None], out=np.zeros(both.shape), where=total[..., None] > 0)
+    found: list[Floats] = []
+    for n, mean, var in ((n_a, mean_a, var_a), (n_b, mean_b, var_b)):
+        units = n.sum(axis=-1)
+        value = np.where(both, weight * np.where(both, mean, 0.0), 0.0).sum(axis=-1)
+        squared = np.divide(weight**2 * np.where(both, var, 0.0), n, out=np.zeros(both.shape), where=both).sum(axis=-1)
+        found += [units, value, squared * units]
+    return (found[0], found[1], found[2], found[3], found[4], found[5])
 
 
 def _difference(*moments: ArrayLike) -> tuple[Floats, Floats, Floats]:

@@ -27,8 +27,9 @@ def obrien_fleming_bounds(
 
     Parameters
     ----------
-    information_fractions : sequence of float in (0, 1]
-        Units at each look by the declared maximum, ascending by at least 0.002.
+    information_fractions : sequence of float
+        Units at each look by the declared maximum, ascending by at least 0.002; the last one may go beyond 1, and
+        has all that is left of alpha.
     alpha : float in (0, 1)
         Chance of reaching a bound at any look without a difference.
     two_sided : bool
@@ -37,7 +38,7 @@ def obrien_fleming_bounds(
     Raises
     ------
     ValueError
-        When fractions do not ascend within (0, 1], or alpha is out of range.
+        When fractions do not ascend, more than one is beyond 1, or alpha is out of range.
 
     Examples
     --------
@@ -48,8 +49,8 @@ def obrien_fleming_bounds(
     steps = np.diff((0.0, *fractions))
     if not 0 < alpha < 1:
         raise ValueError(f"expected alpha in (0, 1), found {alpha}")
-    if not fractions or (steps < _CLOSEST - 1e-12).any() or fractions[-1] > 1 + 1e-9:
-        raise ValueError(f"expected fractions that ascend by at least {_CLOSEST} up to 1, found {fractions}")
+    if not fractions or (steps < _CLOSEST - 1e-12).any() or any(f > 1 for f in fractions[:-1]):
+        raise ValueError(f"expected fractions that ascend by at least {_CLOSEST} to 1, found {fractions}")
     return np.array(_bounds(fractions, alpha / 2 if two_sided else alpha, two_sided))
 
 

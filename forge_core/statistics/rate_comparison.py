@@ -17,8 +17,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
-from forge_core.statistics.conversion_evidence import checked_counts
-
 Floats = NDArray[np.float64]
 
 # Alternatives: these multiples of the declared effect (as log odds ratio), weighted by a lognormal of spread 0.6
@@ -42,12 +40,13 @@ def higher_rate_evidence(
 
     Parameters
     ----------
-    conversions : array_like of shape (..., n_looks, 2)
-        Users who converted, until each look.
-    visitors : array_like of shape (..., n_looks, 2) or None
+    conversions : array_like of shape (..., n_looks, 2) or (..., n_looks, n_periods, 2)
+        Users who converted, until each look. Where shares were changed, apart for each period, by when a user was
+        assigned.
+    visitors : array_like of the same shape, or None
         Users whose outcome is final, the converted among them; None: decide by conversions alone.
-    shares : array_like of shape (2,)
-        Chances of a user of these two to get each; above 0, 1 together.
+    shares : array_like of shape (2,) or (n_periods, 2)
+        Of users, above 0; their ratio counts.
     baseline : float in (0, 1)
         Declared conversion rate.
     min_effect : float
@@ -61,8 +60,8 @@ def higher_rate_evidence(
     Raises
     ------
     ValueError
-        When there are more conversions than visitors, counts are negative, shares do not add up, or declared rates
-        are out of (0, 1).
+        When there are more conversions than visitors, counts are negative, a share is not above 0, shapes do not fit,
+        or declared rates are out of (0, 1).
 
     Examples
     --------
@@ -71,11 +70,12 @@ def higher_rate_evidence(
     >>> higher_rate_evidence([[300, 420]], None, [0.5, 0.5]).round(2).tolist()
     [8.72]
     """
-    converted, rho = checked_counts(conversions, shares)
+    rho = np.asarray(shares, float)
+    converted = _flat(conversions, rho)
     by_converted, by_rest = _log_ratios(rho, baseline, min_effect, rest=visitors is not None)
     log_e = converted @ by_converted
     if visitors is not None:
-        rest = checked_counts(visitors, shares)[0] - converted
+        rest = _flat(visitors, rho) - converted
         if rest.size and rest.min() < 0:
             raise ValueError("expected at least as many visitors as conversions, found a look with fewer")
         log_e += rest @ by_rest
@@ -86,12 +86,26 @@ def higher_rate_evidence(
 
 
 def _log_ratios(rho: Floats, baseline: float, min_effect: float, *, rest: bool) -> tuple[Floats, Floats]:
-    """Return what a user of each variant adds under each alternative, if he converted and if not: (2, n) each."""
+    """Return what a user of each period and variant adds under each alternative, if he converted and if not."""
     other = baseline + min_effect
     if not (0 < baseline < 1 and 0 < other < 1) or min_effect == 0:
         raise ValueError(f"expected declared rates in (0, 1) that differ, found {baseline:g} and {other:g}")
     middle, effect = special.logit(baseline), abs(special.logit(other) - special.logit(baseline)) * _MULTIPLES
     rates = special.expit(np.stack([middle - effect / 2, middle + effect / 2]))
-    if not rest:
-        return np.log(rates / (rho @ rates)), np.zeros_like(rates)
-    return np.log(rates / (rho @ rates)), np.log((1 - rates) / (1 - rho @ rates))
+    mean = np.atleast_2d(rho / rho.sum(axis=-1, keepdims=True)) @ rates
+    width = 2 * len(mean)
+    by_converted = np.log(rates / mean[:, None, :]).reshape(width, -1)
+    by_rest = np.log((1 - rates) / (1 - mean[:, None, :])).reshape(width, -1) if rest else np.zeros((width, 1))
+    return by_converted, by_rest
+
+
+def _flat(counts: ArrayLike, rho: Floats) -> Floats:
+    """Return counts with periods and variants in one last axis."""
+    k = np.asarray(counts, float)
+    if rho.ndim not in (1, 2) or rho.shape[-1] != 2 or not (rho > 0).all() or not np.isfinite(rho).all():
+        raise ValueError(f"expected shares above 0 of two variants, found {rho.tolist()}")
+    if k.ndim < 1 + rho.ndim or k.shape[-rho.ndim :] != rho.shape:
+        raise ValueError(f"expected counts by look and the shares' shape {rho.shape}, found shape {k.shape}")
+    if k.size and not (np.isfinite(k).all() and k.min() >= 0):
+        raise ValueError("expected counts of at least 0, found some that are negative or no number")
+    return k.reshape(*k.shape[: -rho.ndim], rho.size)

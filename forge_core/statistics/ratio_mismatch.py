@@ -18,7 +18,7 @@ Floats = NDArray[np.float64]
 # Natural logarithm of the evidence from which there is an alarm: at most 1 % false ones over all looks together.
 MISMATCH = math.log(100)
 
-# Expects two halves to be off by about one point in a hundred: 51 for 49 is found as early as a test made for it finds it.
+# Expects halves to be off by about one point in a hundred: 51 for 49 is found as soon as by a test made for it.
 CONCENTRATION = 2000.0
 
 
@@ -32,7 +32,7 @@ def mismatch_evidence(counts: ArrayLike, shares: ArrayLike, *, concentration: fl
     shares : array_like of shape (n_variants,)
         Above 0, 1 together. Where shares were changed, count each period by itself and add the logarithms.
     concentration : float
-        Of the Dirichlet prior over shares around those asked for; smaller looks for larger mismatches.
+        Of the Dirichlet prior over shares around those asked for; smaller finds large mismatches sooner.
 
     Returns
     -------
@@ -47,6 +47,6 @@ def mismatch_evidence(counts: ArrayLike, shares: ArrayLike, *, concentration: fl
     Examples
     --------
     >>> mismatch_evidence([[500, 500], [10_000, 10_600]], [0.5, 0.5]).round(1).tolist()
-    [-0.1, 6.2]
+    [-0.2, 6.8]
     """
     return conversion_evidence(counts, shares, concentration=concentration)
