@@ -1,28 +1,29 @@
-"""How the evidence of one variant against the control went, look by look.
+"""What is known at each look: who is best, by the rule of `decision`, and how far the others are from the control.
 
-Three ways, chosen by the definition and the counts, never by the result. With a declared maximum: a group-sequential
-test at even looks (O'Brien-Fleming bounds). Without one: a confidence sequence of the difference, and for conversions,
-until both sides have a hundred of them, the exact e-process of the conversions' variants, which needs no large numbers.
+Conversions are judged exactly, by themselves where outcomes may still come, together with those who did not convert
+where a window says when an outcome is final. Means and ratios are judged by a limit theorem, from a hundred users a
+variant on. With a declared maximum a few looks, fixed beforehand, decide. Intervals of differences hold at all looks
+together.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from forge_core.experiments.decision import Decision, decide_conversions, decide_means
 from forge_core.experiments.definition import Definition, Metric
-from forge_core.experiments.joined import COUNTED, Joined
+from forge_core.experiments.joined import Joined
 from forge_core.experiments.looks import Looks, look, moments_of_looks
 from forge_core.statistics.confidence_sequences import difference_sequence
-from forge_core.statistics.conversion_evidence import concentration_for, conversion_evidence, lift_interval
+from forge_core.statistics.conversion_evidence import lift_interval
 from forge_core.statistics.group_sequential import obrien_fleming_bounds
 from forge_core.statistics.power import sample_size_per_variant
 
 Floats = NDArray[np.float64]
-Method = Literal["exact conversions", "confidence sequence", "group sequential"]
 
 ENOUGH_CONVERSIONS = 100
 _USUAL_UNITS = 5000
@@ -31,158 +32,119 @@ _MOST_EXACT = 60
 
 
 @dataclass(frozen=True, eq=False)
-class Course:
-    """The evidence of a variant against the control at each look.
+class Standing:
+    """Who is best, look by look.
 
     Attributes
     ----------
-    at : DatetimeIndex of length n_looks
-    value, low, high : ndarray of shape (n_looks,)
-        Difference of the metric to the control, and its interval, which holds at all looks together.
-    p : ndarray of shape (n_looks,)
-        Anytime p value, never rising, with the number of comparisons taken into account.
-    log_e : ndarray of shape (n_looks,) or None
-        Natural logarithm of the exact e-process; conversions only.
+    looks : Looks
+        Of the primary metric.
+    names : list of str
+        The variants that take part, in the columns' order of what follows.
+    log_e, p : ndarray of shape (n_looks, n_names)
+        Evidence that a variant is better than every other, and the anytime p value of "it is not"; never rising.
+    winner : str or None
+    ended : bool
+        Whether nothing can change any more.
     method : str
-        What the last look rests on.
-    n_units : ndarray of shape (n_looks, 2)
-        Users of the control and of the variant.
+    bound : ndarray of shape (n_looks,) or None
+        With a declared maximum: what z had to reach, infinite between the declared looks.
     """
+
+    looks: Looks
+    names: list[str]
+    log_e: Floats
+    p: Floats
+    winner: str | None
+    ended: bool
+    method: str
+    bound: Floats | None
+
+
+@dataclass(frozen=True, eq=False)
+class Course:
+    """Difference of a variant to the control at each look, with an interval that holds at all of them together."""
 
     variant: str
     at: pd.DatetimeIndex
     value: Floats
     low: Floats
     high: Floats
-    p: Floats
-    log_e: Floats | None
-    method: Method
-    n_units: Floats
+    stepwise: bool = False
 
 
-def course(definition: Definition, metric: Metric, joined: Joined, variant: str, looks: Looks) -> Course:
-    """Return how a variant's evidence went.
+def looks_of(definition: Definition, joined: Joined) -> Looks:
+    """Return the primary metric's looks, the declared ones among them."""
+    at = moments_of_looks(joined)
+    if definition.max_units is not None:
+        n_units = np.ceil(np.arange(1, definition.looks + 1) / definition.looks * definition.max_units - 1e-9)
+        at = at.union(moments_of_looks(joined, n_units.astype(int)))
+    return look(joined, definition.primary, list(definition.variants), at)
+
+
+def standing(definition: Definition, looks: Looks, names: Sequence[str]) -> Standing:
+    """Return who is best of some variants, at the share of alpha that falls to them.
 
     Parameters
     ----------
-    metric : Metric
-        The primary one of the definition, or a guard rail.
-    looks : Looks
-        Of this metric.
+    names : sequence of str
+        Two or more; what broke a guard rail is no longer among them.
     """
-    pair = [looks.column(definition.control), looks.column(variant)]
-    n_comparisons = len(definition.treatments)
-    alpha = definition.alpha / n_comparisons
-    log_e = _exact(definition, metric, joined, variant, looks) if metric.kind == "conversion" else None
-    if definition.max_units is not None and metric == definition.primary:
-        made = _group_sequential(definition, metric, joined, variant, alpha)
+    columns = [looks.column(name) for name in names]
+    alpha = definition.alpha * len(names) / (1 + len(definition.treatments))
+    if not len(looks.at):
+        nothing = np.zeros((0, len(names)))
+        return Standing(looks, list(names), nothing, nothing, None, False, "no users yet", None)
+    primary, maximum = definition.primary, definition.max_units
+    rule: dict[str, object] = {
+        "alpha": alpha,
+        "n_looks": definition.looks,
+        "lower_is_better": primary.better == "lower",
+    }
+    if primary.kind == "conversion":
+        final = definition.window_hours is not None or maximum is not None
+        shares = np.array([definition.shares[name] for name in names])
+        told = {} if definition.baseline is None else {"baseline": definition.baseline}
+        if definition.baseline is not None and definition.min_effect is not None:
+            told["min_effect"] = definition.min_effect * (-1 if primary.better == "lower" else 1)
+        total = looks.total[:, columns]
+        found = decide_conversions(
+            total, np.maximum(looks.exposed[:, columns], total) if final else None, shares / shares.sum(),
+            max_visitors=maximum, **rule, **told,  # type: ignore[arg-type]
+        )  # fmt: skip
+        method = "exact, with those who did not convert" if final else "exact, by conversions alone"
     else:
-        made = _sequence(definition, metric, looks, pair, variant, alpha, log_e)
-    p = np.minimum(made.p * n_comparisons, 1.0)
-    if metric.kind != "conversion":
-        return replace(made, p=p)
-    return replace(made, p=p, low=np.maximum(made.low, -1.0), high=np.minimum(made.high, 1.0))
+        mean, variance = np.nan_to_num(looks.mean[:, columns]), np.nan_to_num(looks.variance[:, columns])
+        star = float(planned_units(definition))
+        found = decide_means(looks.n[:, columns], mean, variance, n_star=star, max_units=maximum, **rule)  # type: ignore[arg-type]
+        method = f"{primary.kind}s, by a limit theorem"
+    p = np.minimum(found.p * definition.alpha / alpha, 1.0)
+    if found.bound is not None and found.z is not None:
+        method = f"group sequential, {definition.looks} looks up to {maximum:,} users"
+        p = _planned_p(definition, found, len(names))
+    winner = int(found.winner[-1])
+    named = names[winner] if winner >= 0 else None
+    return Standing(looks, list(names), found.log_e, p, named, bool(found.ended[-1]), method, found.bound)
 
 
-def _exact(definition: Definition, metric: Metric, joined: Joined, variant: str, looks: Looks) -> Floats:
-    """Return the conversions' e-process at each look, of this pair alone."""
-    names = [definition.control, variant]
-    mine = joined.outcomes
-    mine = mine[(mine["why"] == COUNTED) & (mine["metric"] == metric.name) & (mine["value"] > 0)]
-    mine = mine.sort_values(["counts_at", "id"], kind="stable")
-    mine = mine[~((mine["unit"] != "") & mine.duplicated("unit")) & mine["variant"].isin(names)]
-    shares = np.array([definition.shares[name] for name in names])
-    counts = np.cumsum(np.column_stack([(mine["variant"] == name).to_numpy(float) for name in names]), axis=0)
-    prior = _prior(definition, metric)
-    log_e = np.r_[0.0, conversion_evidence(counts, shares / shares.sum(), **prior)] if len(counts) else np.zeros(1)
-    when = pd.DatetimeIndex(mine["counts_at"]).as_unit("us").asi8
-    return np.maximum.accumulate(log_e)[np.searchsorted(when, looks.at.as_unit("us").asi8, side="right")]
-
-
-def _prior(definition: Definition, metric: Metric) -> dict[str, float]:
-    """Return what the exact process is tuned to, where the definition says what is worth finding."""
-    if metric == definition.primary and definition.baseline and definition.min_effect:
-        sign = 1 if metric.better == "higher" else -1
-        return {"concentration": concentration_for(definition.baseline, sign * definition.min_effect)}
-    return {}
-
-
-def _sequence(
-    definition: Definition,
-    metric: Metric,
-    looks: Looks,
-    pair: list[int],
-    variant: str,
-    alpha: float,
-    log_e: Floats | None,
-) -> Course:
-    """Return the evidence where nobody said when it ends."""
-    a, b = pair
-    n, mean, variance = looks.n[:, pair], np.nan_to_num(looks.mean[:, pair]), np.nan_to_num(looks.variance[:, pair])
-    told: dict[str, float] = {"alpha": alpha, "n_star": planned_units(definition)}
-    found = difference_sequence(n[:, 0], mean[:, 0], variance[:, 0], n[:, 1], mean[:, 1], variance[:, 1], **told)
-    low, value, high, p = (np.array(part, float) for part in (found.low, found.value, found.high, found.p))
-    value = np.where((n > 0).all(axis=1), value, np.nan)
-    method: Method = "confidence sequence"
-    if log_e is not None:
-        # The one way until both sides have enough, the other from then on: what each says elsewhere is not heard.
-        first = int(np.searchsorted(looks.total[:, pair].min(axis=1), ENOUGH_CONVERSIONS))
-        later = slice(first, None)
-        p[:first] = np.exp(-np.maximum(log_e[:first], 0.0))
-        p[later] = difference_sequence(
-            n[later, 0], mean[later, 0], variance[later, 0], n[later, 1], mean[later, 1], variance[later, 1], **told
-        ).p
-        share = definition.shares[variant] / (definition.shares[variant] + definition.shares[definition.control])
-        computed = np.unique(np.linspace(0, first - 1, min(first, _MOST_EXACT)).round().astype(int))
-        for row in computed:
-            converted = int(looks.total[row, a]), int(looks.total[row, b])
-            ends = lift_interval(*converted, share, alpha=alpha, **_prior(definition, metric))
-            # A ratio's interval, told as a difference with the control's rate as it was seen.
-            rate = mean[row, 0] or np.inf
-            low[row], high[row] = ((end - 1) * rate if end != 1 else 0.0 for end in ends)
-        latest = computed[np.searchsorted(computed, np.arange(first), side="right") - 1]
-        low[:first], high[:first] = low[latest], high[latest]
-        method = "confidence sequence" if first < len(p) else "exact conversions"
-    return Course(variant, looks.at, value, low, high, np.minimum.accumulate(p), log_e, method, n)
-
-
-def planned_units(definition: Definition) -> int:
-    """Return the users over control and variant at which a confidence sequence is to be sharpest."""
-    if definition.planned_units is not None:
-        return 2 * definition.planned_units
-    primary = definition.primary
-    if primary.kind == "conversion" and definition.baseline and definition.min_effect:
-        sign = 1 if primary.better == "higher" else -1
-        sides = 2 * len(definition.treatments)
-        effect = sign * definition.min_effect
-        return 2 * sample_size_per_variant(definition.baseline, effect, alpha=definition.alpha, n_variants=sides)
-    return 2 * _USUAL_UNITS
-
-
-def _group_sequential(definition: Definition, metric: Metric, joined: Joined, variant: str, alpha: float) -> Course:
-    """Return the evidence at the looks that were fixed beforehand; between two of them nothing is decided."""
-    assert definition.max_units is not None
-    fractions = np.arange(1, definition.looks + 1) / definition.looks
-    n_units = np.ceil(fractions * definition.max_units - 1e-9).astype(int)
-    looks = look(joined, metric, list(definition.variants), moments_of_looks(joined, n_units))
-    a, b = looks.column(definition.control), looks.column(variant)
-    value = looks.mean[:, b] - looks.mean[:, a]
-    se = np.sqrt(looks.variance[:, a] / looks.n[:, a] + looks.variance[:, b] / looks.n[:, b])
-    with np.errstate(invalid="ignore", divide="ignore"):
-        z = np.abs(value) / se
-    z = np.where(np.isfinite(z), z, 0.0)
-    bounds = obrien_fleming_bounds(fractions, alpha)[: len(z)]
-    wide = bounds * np.where(np.isfinite(se) & (se > 0), se, np.inf)
-    p = np.array([_p_of(definition.looks, stage, float(z[stage])) for stage in range(len(z))])
-    crossed = np.maximum.accumulate(z >= bounds) if len(z) else np.zeros(0, bool)
+def _planned_p(definition: Definition, found: Decision, n_names: int) -> Floats:
+    """Return the alpha at which a variant would have been named by now, at the declared looks."""
+    assert found.bound is not None and found.z is not None
+    p = np.ones_like(found.z)
+    planned = np.flatnonzero(np.isfinite(found.bound))
+    for stage, row in enumerate(planned):
+        for column in range(p.shape[1]):
+            p[row, column] = _p_of(definition.looks, min(stage, definition.looks - 1), float(found.z[row, column]))
+    # Half of a two-sided alpha is one variant's; all variants together have alpha.
+    p = np.minimum(p / 2 * (1 + len(definition.treatments)), 1.0)
+    reached = found.z >= found.bound[:, None]
     # Between the alphas of the table p is interpolated; whether a bound was reached is not.
-    p = np.where(crossed, np.minimum(p, alpha), np.maximum(p, np.nextafter(alpha, 1.0)))
-    p = np.minimum.accumulate(p) if len(p) else p
-    return Course(variant, looks.at, value, value - wide, value + wide, p, None, "group sequential", looks.n[:, [a, b]])
+    p = np.where(reached, np.minimum(p, definition.alpha), np.maximum(p, np.nextafter(definition.alpha, 1.0)))
+    return np.minimum.accumulate(p, axis=0)
 
 
 def _p_of(n_looks: int, stage: int, z: float) -> float:
-    """Return the alpha whose bound at a look is z (Jennison and Turnbull 2000, section 8.4)."""
+    """Return the two-sided alpha whose bound at a look is z (Jennison and Turnbull 2000, section 8.4)."""
     alphas, bounds = _bound_table(n_looks)
     column = bounds[:, stage]
     known = np.isfinite(column)
@@ -195,3 +157,66 @@ def _bound_table(n_looks: int) -> tuple[Floats, Floats]:
     fractions = np.arange(1, n_looks + 1) / n_looks
     alphas = np.geomspace(1e-6, 0.9, 24)
     return alphas, np.array([obrien_fleming_bounds(fractions, float(alpha)) for alpha in alphas])
+
+
+def planned_units(definition: Definition) -> int:
+    """Return the users of two variants together at which an interval is to be tightest."""
+    if definition.planned_units is not None:
+        return 2 * definition.planned_units
+    primary = definition.primary
+    if primary.kind == "conversion" and definition.baseline and definition.min_effect:
+        sign = 1 if primary.better == "higher" else -1
+        sides = 2 * len(definition.treatments)
+        effect = sign * definition.min_effect
+        return 2 * sample_size_per_variant(definition.baseline, effect, alpha=definition.alpha, n_variants=sides)
+    return 2 * _USUAL_UNITS
+
+
+def course(definition: Definition, metric: Metric, looks: Looks, variant: str, bound: Floats | None = None) -> Course:
+    """Return how a variant differed from the control.
+
+    Parameters
+    ----------
+    looks : Looks
+        Of this metric.
+    bound : ndarray of shape (n_looks,), optional
+        That of a declared maximum: then only its looks have an interval.
+    """
+    pair = [looks.column(definition.control), looks.column(variant)]
+    n, mean, variance = looks.n[:, pair], looks.mean[:, pair], looks.variance[:, pair]
+    alpha = 2 * definition.alpha / (1 + len(definition.treatments))
+    if bound is not None:
+        kept = np.isfinite(bound)
+        value = (mean[:, 1] - mean[:, 0])[kept]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            error = np.sqrt(variance[:, 0] / n[:, 0] + variance[:, 1] / n[:, 1])[kept]
+        width = bound[kept] * np.where(np.isfinite(error) & (error > 0), error, np.inf)
+        return Course(variant, looks.at[kept], value, value - width, value + width, stepwise=True)
+    mean, variance = np.nan_to_num(mean), np.nan_to_num(variance)
+    found = difference_sequence(
+        n[:, 0], mean[:, 0], variance[:, 0], n[:, 1], mean[:, 1], variance[:, 1],
+        alpha=alpha, n_star=planned_units(definition),
+    )  # fmt: skip
+    low, high = np.array(found.low, float), np.array(found.high, float)
+    if metric.kind == "conversion":
+        low, high = _exact_at_first(definition, looks, pair, variant, alpha, low, high)
+    value = np.where((n > 0).all(axis=1), found.value, np.nan)
+    return Course(variant, looks.at, value, low, high)
+
+
+def _exact_at_first(
+    definition: Definition, looks: Looks, pair: list[int], variant: str, alpha: float, low: Floats, high: Floats
+) -> tuple[Floats, Floats]:
+    """Return the interval with its beginning, until both have enough conversions, from the exact one of their ratio."""
+    total = looks.total[:, pair]
+    first = int(np.searchsorted(total.min(axis=1), ENOUGH_CONVERSIONS))
+    share = definition.shares[variant] / (definition.shares[variant] + definition.shares[definition.control])
+    computed = np.unique(np.linspace(0, first - 1, min(first, _MOST_EXACT)).round().astype(int))
+    for row in computed:
+        ends = lift_interval(int(total[row, 0]), int(total[row, 1]), share, alpha=alpha)
+        # A ratio's interval, told as a difference with the control's rate as it was seen.
+        rate = np.nan_to_num(looks.mean[row, pair[0]]) or np.inf
+        low[row], high[row] = ((end - 1) * rate if end != 1 else 0.0 for end in ends)
+    latest = computed[np.searchsorted(computed, np.arange(first), side="right") - 1]
+    low[:first], high[:first] = low[latest], high[latest]
+    return np.maximum(low, -1.0), np.minimum(high, 1.0)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
 from forge_core.experiments.definition import Definition
-from forge_core.experiments.evidence import Course
+from forge_core.experiments.evidence import Course, Standing
 from forge_core.experiments.verdict import MISMATCH_ALARM, Judgement, Verdict
 from forge_core.experiments.words import p_told
 from forge_core.pictures import CURRENT, GREEN, INK, ORANGE, REFERENCE, SKY, VERMILION, png, short_text, tidy_axes
@@ -30,9 +30,9 @@ def verdict_figure(judgement: Judgement) -> bytes:
     _draw_title(figure, definition, verdict)
     # What is frozen is not to be believed, and does not look as if it were.
     lines = (REFERENCE,) * 20 if verdict.state == "frozen" else _LINES * 4
-    colours = dict(zip((made.variant for made in history.courses), lines, strict=False))
+    colours = dict(zip(definition.treatments, lines, strict=False)) | {definition.control: INK}
     _draw_difference(boxes[0], definition, history.courses, colours)
-    _draw_evidence(boxes[1], definition, history.courses, colours)
+    _draw_evidence(boxes[1], definition, history.standing, colours)
     _draw_mismatch(boxes[2], history.mismatch_at, history.mismatch, verdict)
     for axes in boxes:
         tidy_axes(axes)
@@ -71,7 +71,7 @@ def _draw_difference(axes: Axes, definition: Definition, courses: tuple[Course, 
             continue
         colour, low, high = colours[made.variant], scale * made.low, scale * made.high
         known = np.isfinite(low) & np.isfinite(high)
-        step = "post" if made.method == "group sequential" else None
+        step = "post" if made.stepwise else None
         axes.fill_between(made.at, np.where(known, low, np.nan), np.where(known, high, np.nan), color=colour,
                           alpha=0.16, linewidth=0, step=step)  # fmt: skip
         style = "steps-post" if step else "default"
@@ -92,8 +92,6 @@ def _draw_difference(axes: Axes, definition: Definition, courses: tuple[Course, 
     unit = " (percentage points)" if scale > 1 else ""
     axes.set_ylabel(f"{definition.primary.name}: difference\nto the control{unit}", fontsize=9)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+.4g}" if value else "0"))
-    if len(courses) > 1:
-        axes.legend(loc="upper right", ncols=3, frameon=False, fontsize=8)
 
 
 def _draw_end(axes: Axes, made: Course, colour: str, scale: float) -> None:
@@ -110,23 +108,27 @@ def _draw_end(axes: Axes, made: Course, colour: str, scale: float) -> None:
                   bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1.0})  # fmt: skip
 
 
-def _draw_evidence(axes: Axes, definition: Definition, courses: tuple[Course, ...], colours: dict[str, str]) -> None:
+def _draw_evidence(axes: Axes, definition: Definition, found: Standing, colours: dict[str, str]) -> None:
     needed = 1 / definition.alpha
     top = 5 * needed
-    for made in courses:
-        odds = 1 / np.maximum(made.p, 1 / _MOST_ODDS)
-        style = "steps-post"
-        axes.plot(made.at, odds, color=colours[made.variant], linewidth=1.9, drawstyle=style)
+    for column, name in enumerate(found.names):
+        odds = 1 / np.maximum(found.p[:, column], 1 / _MOST_ODDS)
+        style = {"linestyle": "--", "linewidth": 1.3} if name == definition.control else {"linewidth": 1.9}
+        axes.plot(
+            found.looks.at, odds, color=colours[name], drawstyle="steps-post", label=short_text(name, 24), **style
+        )
         top = max(top, 2.0 * float(odds.max(initial=1.0)))
-        reached = np.flatnonzero(made.p <= definition.alpha)
+        reached = np.flatnonzero(found.p[:, column] <= definition.alpha)
         if reached.size:
-            axes.plot(made.at[reached[:1]], odds[reached[:1]], "o", color=colours[made.variant], markersize=6)
+            axes.plot(found.looks.at[reached[:1]], odds[reached[:1]], "o", color=colours[name], markersize=6)
     axes.axhline(needed, color=GREEN, linestyle="--", linewidth=1.2)
     _tell(axes, needed, f"decided from here (p ≤ {definition.alpha:g})", GREEN)
     axes.set_yscale("log")
     axes.set_ylim(0.8, top)
     _plain_powers(axes)
-    axes.set_ylabel("evidence of a\ndifference (1 / p)", fontsize=9)
+    axes.set_ylabel("evidence of being\nthe best (1 / p)", fontsize=9)
+    if found.names:
+        axes.legend(loc="upper left", ncols=4, frameon=False, fontsize=8)
 
 
 def _draw_mismatch(axes: Axes, at: pd.DatetimeIndex, log_e: np.ndarray, verdict: Verdict) -> None:

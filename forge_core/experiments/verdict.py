@@ -10,9 +10,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from forge_core.experiments.definition import Definition, Metric
-from forge_core.experiments.evidence import Course, course
+from forge_core.experiments.evidence import Course, Standing, course, looks_of, standing
 from forge_core.experiments.joined import Joined
-from forge_core.experiments.looks import Looks, look, moments_of_looks
+from forge_core.experiments.looks import look
 from forge_core.experiments.words import in_words
 from forge_core.statistics.ratio_mismatch import mismatch_evidence
 
@@ -28,23 +28,22 @@ _MOST_POINTS = 20_000
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """One variant against the control: users, means, the difference with its interval, and the evidence.
+class Candidate:
+    """One variant: users, mean, what speaks for it, and how it differs from the control.
 
-    `p` may be read at any time and counts all comparisons of the experiment; `e` is that of the exact process
-    (conversions only): under "no difference" it exceeds 1/x with a chance of at most x.
+    `p` belongs to "this variant is not the best" and may be read at any time: the chance that it ever falls to `alpha`
+    for any variant that is not the best is at most `alpha`. `e` is the evidence of the exact or asymptotic process that
+    it is better than every other. `value`, `low` and `high` are the difference to the control with its interval.
     """
 
     variant: str
     n: int
-    n_control: int
     mean: float | None
-    mean_control: float | None
-    value: float | None
-    low: float | None
-    high: float | None
     p: float
     e: float | None
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,8 @@ class Verdict:
     """What is known of an experiment at a moment.
 
     `winner` is whom the traffic should go to, None as long as nobody knows; `stop` says that waiting brings nothing
-    more. `not_counted` has the outcomes that do not count, by reason.
+    more. `e` and `p` are those of the variant that most speaks for. `not_counted` has the outcomes that do not count,
+    by reason.
     """
 
     experiment: str
@@ -87,7 +87,7 @@ class Verdict:
     method: str
     e: float | None
     p: float
-    comparisons: tuple[Comparison, ...]
+    variants: tuple[Candidate, ...]
     mismatch: Mismatch
     guard_rails: tuple[GuardRail, ...]
     users: dict[str, int]
@@ -106,11 +106,13 @@ class Verdict:
 
 @dataclass(frozen=True, eq=False)
 class History:
-    """How a verdict came about, for pictures: the courses of the primary metric, and the evidence against the shares.
+    """How a verdict came about, for pictures.
 
-    `mismatch` has one value a user of `mismatch_at` (thinned out where there are very many).
+    `courses` has the difference of each variant to the control; `mismatch` one value a user of `mismatch_at` (thinned
+    out where there are very many).
     """
 
+    standing: Standing
     courses: tuple[Course, ...]
     mismatch_at: pd.DatetimeIndex
     mismatch: NDArray[np.float64]
@@ -141,21 +143,26 @@ def judge(definition: Definition, joined: Joined, *, now: datetime | None = None
     >>> judge(half, join_outcomes(half, met, outcomes)).verdict.state
     'not yet'
     """
-    looks_at = moments_of_looks(joined)
-    looks = look(joined, definition.primary, list(definition.variants), looks_at)
-    history = History(
-        tuple(course(definition, definition.primary, joined, variant, looks) for variant in definition.treatments),
-        *_mismatch(definition, joined),
+    looks = looks_of(definition, joined)
+    rails = []
+    for metric in definition.guard_rails:
+        seen = look(joined, metric, looks.variants, looks.at)
+        rails += [_rail(metric, course(definition, metric, seen, name)) for name in definition.treatments]
+    names = [name for name, share in definition.shares.items() if share > 0]
+    broken = {rail.variant for rail in rails if rail.state == "broken"}
+    sound = [name for name in names if name not in broken]
+    everybody = standing(definition, looks, names)
+    best = everybody if not broken or len(sound) < 2 else standing(definition, looks, sound)
+    courses = tuple(
+        course(definition, definition.primary, looks, name, everybody.bound) for name in definition.treatments
     )
+    history = History(everybody, courses, *_mismatch(definition, joined))
     users = {name: int((joined.exposures["variant"] == name).sum()) for name in definition.variants}
     evidence = float(np.exp(min(history.mismatch.max(initial=0.0), 700.0)))
     mismatch = Mismatch(evidence, evidence >= MISMATCH_ALARM, users, definition.shares)
-    rails = []
-    for metric in definition.guard_rails:
-        seen = look(joined, metric, looks.variants, looks_at)
-        rails += [_rail(metric, course(definition, metric, joined, name, seen)) for name in definition.treatments]
-    comparisons = tuple(_comparison(definition, made, joined, looks) for made in history.courses)
-    state, winner = _decide(definition, comparisons, mismatch, rails, sum(users.values()))
+    candidates = tuple(_candidate(definition, everybody, courses, name) for name in names)
+    state, winner = _decide(definition, candidates, best, mismatch, sound, sum(users.values()))
+    leading = min(candidates, key=lambda c: (c.p, -(c.e or 0.0)))
     verdict = Verdict(
         experiment=definition.id,
         at=now or datetime.now(UTC),
@@ -163,10 +170,10 @@ def judge(definition: Definition, joined: Joined, *, now: datetime | None = None
         winner=winner,
         stop=state not in ("no users yet", "not yet"),
         metric=definition.primary.name,
-        method=" and ".join(dict.fromkeys(made.method for made in history.courses)),
-        e=max((c.e for c in comparisons if c.e is not None), default=None),
-        p=min((c.p for c in comparisons), default=1.0),
-        comparisons=comparisons,
+        method=everybody.method,
+        e=leading.e,
+        p=leading.p,
+        variants=candidates,
         mismatch=mismatch,
         guard_rails=tuple(rails),
         users=users,
@@ -186,26 +193,25 @@ def _mismatch(definition: Definition, joined: Joined) -> tuple[pd.DatetimeIndex,
     return pd.DatetimeIndex(joined.exposures["at"])[chosen], np.asarray(log_e, float)
 
 
-def _comparison(definition: Definition, made: Course, joined: Joined, looks: Looks) -> Comparison:
-    """Return where a course has come to; before its first look, the figures as they are, without an interval."""
-    last = looks
-    if len(made.at) and made.method == "group sequential":
-        last = look(joined, definition.primary, looks.variants, made.at[-1:])
-    if not len(last.at):
-        return Comparison(made.variant, 0, 0, None, None, None, None, None, 1.0, None)
-    a, b = last.column(definition.control), last.column(made.variant)
-    low, high, p = (made.low[-1], made.high[-1], made.p[-1]) if len(made.at) else (np.nan, np.nan, 1.0)
-    return Comparison(
-        variant=made.variant,
-        n=int(last.n[-1, b]),
-        n_control=int(last.n[-1, a]),
-        mean=_number(last.mean[-1, b]),
-        mean_control=_number(last.mean[-1, a]),
-        value=_number(last.mean[-1, b] - last.mean[-1, a]),
+def _candidate(definition: Definition, found: Standing, courses: Sequence[Course], name: str) -> Candidate:
+    looks = found.looks
+    if not len(looks.at):
+        return Candidate(name, 0, None, 1.0, None)
+    # With a declared maximum everything told is of the latest declared look, if there was any.
+    planned = np.flatnonzero(np.isfinite(found.bound)) if found.bound is not None else np.zeros(0, int)
+    row = int(planned[-1]) if len(planned) else len(looks.at) - 1
+    column, control, place = looks.column(name), looks.column(definition.control), found.names.index(name)
+    mine = next((made for made in courses if made.variant == name), None)
+    low, high = (mine.low[-1], mine.high[-1]) if mine is not None and len(mine.at) else (np.nan, np.nan)
+    return Candidate(
+        variant=name,
+        n=int(looks.n[row, column]),
+        mean=_number(looks.mean[row, column]),
+        p=float(found.p[row, place]),
+        e=float(np.exp(min(found.log_e[row, place], 700.0))),
+        value=None if mine is None else _number(looks.mean[row, column] - looks.mean[row, control]),
         low=_number(low),
         high=_number(high),
-        p=float(p),
-        e=None if made.log_e is None else float(np.exp(min(made.log_e[-1], 700.0))),
     )
 
 
@@ -224,42 +230,37 @@ def _rail(metric: Metric, made: Course) -> GuardRail:
 
 def _decide(
     definition: Definition,
-    comparisons: Sequence[Comparison],
+    candidates: Sequence[Candidate],
+    best: Standing,
     mismatch: Mismatch,
-    rails: Sequence[GuardRail],
+    sound: Sequence[str],
     n_users: int,
 ) -> tuple[State, str | None]:
+    control = definition.control
     if mismatch.alarm:
         return "frozen", None
     if n_users == 0:
         return "no users yet", None
-    broken = {rail.variant for rail in rails if rail.state == "broken"}
-    sound = [c for c in comparisons if c.variant not in broken]
-    if not sound:
-        return "guard rail broken", definition.control
-    sign = 1.0 if definition.primary.better == "higher" else -1.0
-    sure = [c for c in sound if c.p <= definition.alpha and c.value is not None]
-    better = {c.variant: sign * c.value for c in sure if c.value is not None and sign * c.value > 0}
-    matters = {v: gain for v, gain in better.items() if not _too_small(definition, _of(sound, v), sign)}
-    if matters:
-        return "winner", max(matters, key=matters.__getitem__)
-    if len(sure) == len(sound) and not better:
-        return "control is best", definition.control
-    if all(_too_small(definition, c, sign) or (c in sure and c.variant not in better) for c in sound):
-        return "no difference that matters", definition.control
-    if definition.max_units is not None and n_users >= definition.max_units:
+    if len(sound) < 2:
+        return "guard rail broken", control
+    others = [c for c in candidates if c.variant in sound and c.variant != control]
+    small = {c.variant for c in others if _too_small(definition, c)}
+    if len(small) == len(others):
+        return "no difference that matters", control
+    if best.winner is not None and best.winner not in small:
+        return ("control is best" if best.winner == control else "winner"), best.winner
+    if best.ended or (definition.max_units is not None and n_users >= definition.max_units):
         return "undecided at the end", None
     return "not yet", None
 
 
-def _too_small(definition: Definition, found: Comparison, sign: float) -> bool:
-    """Tell whether an improvement of `min_effect` is ruled out."""
-    most = found.high if sign > 0 else (None if found.low is None else -found.low)
-    return definition.min_effect is not None and most is not None and most < definition.min_effect
-
-
-def _of(comparisons: Sequence[Comparison], variant: str) -> Comparison:
-    return next(c for c in comparisons if c.variant == variant)
+def _too_small(definition: Definition, found: Candidate) -> bool:
+    """Tell whether an improvement of `min_effect` is ruled out, while harm is not certain."""
+    ends = (found.low, found.high) if definition.primary.better == "higher" else (found.high, found.low)
+    least, most = (None if end is None else end * (1 if definition.primary.better == "higher" else -1) for end in ends)
+    if definition.min_effect is None or most is None or least is None:
+        return False
+    return 0 <= most < definition.min_effect
 
 
 def _number(value: float) -> float | None:

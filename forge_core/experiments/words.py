@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from forge_core.experiments.definition import Definition, Metric
 
 if TYPE_CHECKING:
-    from forge_core.experiments.verdict import Comparison, GuardRail, Verdict
+    from forge_core.experiments.verdict import Candidate, GuardRail, Verdict
 
 
 def in_words(definition: Definition, verdict: "Verdict") -> "Verdict":
@@ -14,17 +14,16 @@ def in_words(definition: Definition, verdict: "Verdict") -> "Verdict":
     return replace(verdict, sentence=_sentence(definition, verdict), advice=_advice(definition, verdict))
 
 
-def comparison_told(metric: Metric, control: str, found: "Comparison") -> str:
-    """Return one comparison in words."""
-    if found.value is None or found.mean is None or found.mean_control is None:
-        return f"{found.variant} against {control}: too few values yet"
-    interval = (
-        "" if found.low is None or found.high is None else f" [{_step(metric, found.low)}, {_step(metric, found.high)}]"
-    )
-    return (
-        f"{found.variant} {_level(metric, found.mean)} against {control} {_level(metric, found.mean_control)}: "
-        f"{_step(metric, found.value)}{interval}, p {p_told(found.p)}"
-    )
+def candidate_told(metric: Metric, found: "Candidate") -> str:
+    """Return one variant in words."""
+    if found.mean is None:
+        return f"{found.variant}: no values yet"
+    told = f"{found.variant} {_level(metric, found.mean)}"
+    if found.value is None:
+        return told
+    ends = (found.low, found.high)
+    interval = f" [{', '.join(_step(metric, end, '') for end in ends if end is not None)}]" if None not in ends else ""
+    return f"{told} ({_step(metric, found.value)}{interval})"
 
 
 def p_told(p: float) -> str:
@@ -42,8 +41,10 @@ def _sentence(definition: Definition, verdict: "Verdict") -> str:
         return f"Users did not come in the declared shares: {shares}."
     if verdict.state == "no users yet":
         return f"Nobody has met a variant of {definition.id} yet."
-    told = "; ".join(comparison_told(definition.primary, definition.control, c) for c in verdict.comparisons)
-    return f"{definition.primary.name}, {n_users:,} users: {told}."
+    first = [c for c in verdict.variants if c.variant == definition.control]
+    rest = [c for c in verdict.variants if c.variant != definition.control]
+    told = ", ".join(candidate_told(definition.primary, c) for c in [*first, *rest])
+    return f"{definition.primary.name}, {n_users:,} users: {told}; p {p_told(verdict.p)}."
 
 
 def _advice(definition: Definition, verdict: "Verdict") -> str:
