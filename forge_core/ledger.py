@@ -4,7 +4,7 @@ SQLite by default (WAL, busy timeout), PostgreSQL by URL, through the same code.
 only after its transaction is committed.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -72,6 +72,10 @@ class Event:
     def _row(self) -> dict[str, Any]:
         now = datetime.now(UTC)
         return {**vars(self), "at": self.at or now, "recorded_at": now, "details": dict(self.details)}
+
+
+# Writes more within the same transaction; an error that it raises undoes all of it.
+Also = Callable[[sa.Connection], None]
 
 
 class Ledger:
@@ -157,11 +161,17 @@ class Ledger:
         return (row.revision, dict(row.state)) if row else (0, {})
 
     def put_serving_state(
-        self, router: str, state: Mapping[str, Any], *, expected_revision: int, event: Event | None = None
+        self,
+        router: str,
+        state: Mapping[str, Any],
+        *,
+        expected_revision: int,
+        event: Event | None = None,
+        also: Also | None = None,
     ) -> int:
         """Replace a router's state if nobody else did since `expected_revision`; return the new revision.
 
-        The event that tells why is committed with it, or neither is.
+        The event that tells why, and whatever `also` writes, are committed with it, or nothing is.
 
         Raises
         ------
@@ -180,6 +190,8 @@ class Ledger:
                     changed = connection.execute(change.values(**values)).rowcount
                 if changed and event is not None:
                     record_event(connection, event)
+                if changed and also is not None:
+                    also(connection)
                 if changed:
                     return revision
         except IntegrityError:

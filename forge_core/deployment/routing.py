@@ -16,7 +16,7 @@ from typing import Any
 
 from forge_core.deployment.stages import History
 from forge_core.errors import Conflict, ModelNotFound
-from forge_core.ledger import Event, Ledger
+from forge_core.ledger import Also, Event, Ledger
 
 ROUTER = "router"
 State = dict[str, Any]
@@ -102,6 +102,7 @@ def promote(
     at: datetime | None = None,
     details: Mapping[str, Any] | None = None,
     keep_warm: bool = False,
+    also: Also | None = None,
 ) -> int:
     """Make the candidate the champion and return the revision of the state.
 
@@ -111,6 +112,8 @@ def promote(
     ----------
     keep_warm : bool
         The champion before it stays loaded, so that a rollback loads nothing.
+    also : callable, optional
+        Writes more into the ledger within the same transaction.
 
     Raises
     ------
@@ -131,7 +134,7 @@ def promote(
         warm = {"warm": champion} if keep_warm and champion else {}
         return {"champion": version, "previous": champion, **warm}, event
 
-    return update_entry(ledger, model, change)
+    return update_entry(ledger, model, change, also)
 
 
 def dismiss(
@@ -143,8 +146,12 @@ def dismiss(
     reason: str,
     at: datetime | None = None,
     details: Mapping[str, Any] | None = None,
+    also: Also | None = None,
 ) -> None:
-    """Take a candidate, with the traffic that it had, out of the desired state and record why; the champion stays."""
+    """Take a candidate, with the traffic that it had, out of the desired state and record why; the champion stays.
+
+    `also` writes more into the ledger within the same transaction.
+    """
 
     def change(entry: Entry, history: History) -> tuple[Entry, Event] | None:
         if entry.get("candidate") != version:
@@ -153,7 +160,7 @@ def dismiss(
         kept.pop("candidate")
         return kept, Event("dismissed", model, version, actor, reason, at, details or {})
 
-    update_entry(ledger, model, change)
+    update_entry(ledger, model, change, also)
 
 
 def roll_back(
@@ -231,8 +238,10 @@ def _without_champion(entry: Entry, history: History) -> Entry:
     return {"champion": before[-1], "previous": before[-2] if len(before) > 1 else None, **kept} if before else kept
 
 
-def update_entry(ledger: Ledger, model: str, change: Change, attempts: int = 5) -> int:
+def update_entry(ledger: Ledger, model: str, change: Change, also: Also | None = None, *, attempts: int = 5) -> int:
     """Change a model's entry, with its event, against whoever else changes it; return the revision.
+
+    What `also` writes is committed with the change, and not written where nothing is left to change.
 
     Raises
     ------
@@ -248,7 +257,9 @@ def update_entry(ledger: Ledger, model: str, change: Change, attempts: int = 5) 
         others = {name: row for name, row in state["models"].items() if name != model}
         models = {**others, model: entry} if entry else others
         try:
-            return ledger.put_serving_state(ROUTER, {"models": models}, expected_revision=revision, event=event)
+            return ledger.put_serving_state(
+                ROUTER, {"models": models}, expected_revision=revision, event=event, also=also
+            )
         except Conflict:
             if attempt == attempts - 1:
                 raise

@@ -10,13 +10,19 @@ from forge_core.deployment.routing import Entry, read_state, update_entry
 from forge_core.deployment.routing_table import Shadow, Split
 from forge_core.deployment.stages import History
 from forge_core.errors import ConfigurationError, Conflict, ModelError, ModelNotFound
-from forge_core.ledger import Event, Ledger
+from forge_core.ledger import Also, Event, Ledger
 
 _LONGEST_OVERRIDES = 1000
 
 
 def put_split(
-    ledger: Ledger, model: str, split: Split, *, event: Event | None = None, expected: str | None = None
+    ledger: Ledger,
+    model: str,
+    split: Split,
+    *,
+    event: Event | None = None,
+    expected: str | None = None,
+    also: Also | None = None,
 ) -> int:
     """Share a model's traffic out, in the place of an earlier split of the same id; return the state's revision.
 
@@ -28,6 +34,8 @@ def put_split(
         Why; committed with the change. By default `split_changed` by nobody in particular.
     expected : str, optional
         The id of the split that must be there; by default the same one, or none.
+    also : callable, optional
+        Writes more into the ledger within the same transaction.
 
     Raises
     ------
@@ -52,7 +60,7 @@ def put_split(
         kept = {name: value for name, value in entry.items() if name != "shadow" or not _of_rollout(plain)}
         return {**kept, "split": plain}, event or _event("split_changed", model, plain["id"])
 
-    return update_entry(ledger, model, change)
+    return update_entry(ledger, model, change, also)
 
 
 def drop_split(ledger: Ledger, model: str, id: str, *, event: Event | None = None) -> int:
@@ -67,8 +75,10 @@ def drop_split(ledger: Ledger, model: str, id: str, *, event: Event | None = Non
     return update_entry(ledger, model, change)
 
 
-def put_shadow(ledger: Ledger, model: str, shadow: Shadow, *, event: Event | None = None) -> int:
-    """Send copies of the champion's traffic to a version and return the state's revision.
+def put_shadow(
+    ledger: Ledger, model: str, shadow: Shadow, *, event: Event | None = None, also: Also | None = None
+) -> int:
+    """Send copies of the champion's traffic to a version and return the state's revision; as `put_split` otherwise.
 
     Raises
     ------
@@ -97,7 +107,7 @@ def put_shadow(ledger: Ledger, model: str, shadow: Shadow, *, event: Event | Non
             return None
         return {**entry, "shadow": plain}, event or _event("shadow_changed", model, plain["version"])
 
-    return update_entry(ledger, model, change)
+    return update_entry(ledger, model, change, also)
 
 
 def drop_shadow(ledger: Ledger, model: str, version: str, *, event: Event | None = None) -> int:
