@@ -7,13 +7,13 @@ experiments, before and after any restart.
 import threading
 import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from forge_core.errors import Conflict, ExperimentNotFound
-from forge_core.experiments.assignment import Segments, assign, segments_of, unit_id, unit_point
-from forge_core.experiments.definition import CONVERSION, Definition, define
+from forge_core.experiments.definition import CONVERSION, define
+from forge_core.experiments.meeting import meet
 from forge_core.experiments.models import ModelVariants, as_variant
 from forge_core.experiments.recording import Recorded, outcome, record_outcomes, user_key
 from forge_core.experiments.records import ExperimentRecords, Exposure, Record, Status
@@ -111,7 +111,6 @@ class ABTestManager:
         )  # fmt: skip
         self._traffic, self._tracking_uri = traffic, tracking_uri
         self._models: dict[str, ModelVariants] = {}
-        self._segments: dict[str, Segments] = {}
         self._known: dict[str, Record] = {}
         self._read_at = -float("inf")
         self._exposed: set[tuple[str, str]] = set()
@@ -200,17 +199,10 @@ class ABTestManager:
         Conflict
             Without an id where several run (lists them), and for one that was never started.
         """
-        key = user_key(user_id)
         record = self._chosen(experiment_id)
-        definition = record.definition
-        if record.status == "created":
-            raise Conflict(f"experiment {record.id!r} was not started; call start({record.id!r})")
-        if record.status != "running":
-            return Assigned(record.id, record.winner or definition.control)
-        if key in definition.overrides:
-            return Assigned(record.id, definition.overrides[key])
-        variant = assign(self._segments_of(definition), unit_point(definition.salt, key))
-        self._expose(definition, unit_id(definition.salt, key), variant)
+        variant, exposure = meet(record, user_key(user_id))
+        if exposure is not None:
+            self._expose(record.id, exposure)
         return Assigned(record.id, variant)
 
     def record_conversion(
@@ -317,22 +309,15 @@ class ABTestManager:
         told = ", ".join(f"{record.id} ({record.status})" for record in self._known.values())
         raise ExperimentNotFound(f"no experiment runs; known: {told or 'none, create one'}")
 
-    def _segments_of(self, definition: Definition) -> Segments:
-        found = self._segments.get(definition.id)
-        if found is None:
-            found = self._segments[definition.id] = segments_of(definition.shares)
-        return found
-
-    def _expose(self, definition: Definition, unit: str, variant: str) -> None:
+    def _expose(self, experiment_id: str, exposure: Exposure) -> None:
         """Commit the meeting, unless this process did so before."""
-        if (definition.id, unit) in self._exposed:
+        if (experiment_id, exposure.unit) in self._exposed:
             return
-        exposure = Exposure(unit, variant, definition.shares[variant], datetime.now(UTC))
-        self.records.expose(definition.id, [exposure])
+        self.records.expose(experiment_id, [exposure])
         with self._lock:
             if len(self._exposed) >= _REMEMBERED:
                 self._exposed.clear()
-            self._exposed.add((definition.id, unit))
+            self._exposed.add((experiment_id, exposure.unit))
 
     def _moved(
         self,

@@ -15,6 +15,8 @@ from forge_core.errors import ConfigurationError
 
 CONVERSION = "conversion"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
+# An alias may move while the experiment runs, so it takes a number.
+_ADDRESS = re.compile(r"models:/(?P<model>[^/@]{1,128})/(?P<version>[0-9]{1,9})\Z")
 
 
 def _a_name(text: str) -> str:
@@ -71,6 +73,16 @@ class Variant(_Part):
     version: str | None = Field(None, pattern=r"^[0-9]{1,9}$", description="Registered version; none: an object.")
     fingerprint: str | None = Field(None, max_length=64, description="Hash of an object's content.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _from_address(cls, data: Any) -> Any:
+        if not isinstance(data, str):
+            return data
+        found = _ADDRESS.match(data)
+        if found is None:
+            raise ValueError(f"expected a registered version such as 'models:/flights/3', found {data[:80]!r}")
+        return found.groupdict()
+
     @property
     def told(self) -> str:
         """Return the variant as people read it."""
@@ -85,7 +97,10 @@ class Definition(_Part):
     id: Name
     variants: dict[Name, Variant] = Field(min_length=2, max_length=20)
     traffic_allocation: dict[str, Finite] = Field(description="Variant -> share of the users; all add up to 1.")
-    control: str = Field("", description="Variant that the others are compared with; default the first one.")
+    control: str = Field(
+        default_factory=lambda fields: next(iter(fields.get("variants", ())), ""),
+        description="Variant that the others are compared with; default the first one.",
+    )
     primary: Metric = Field(Metric(name=CONVERSION), description="Metric that decides.")
     guard_rails: tuple[Metric, ...] = Field((), max_length=20, description="Metrics that must not get worse.")
     baseline: Finite | None = Field(None, description="Expected value of the primary metric under the control.")
@@ -106,14 +121,6 @@ class Definition(_Part):
         False, description="The router gives the live traffic of the model to its versions; all variants are some."
     )
     description: str = Field("", max_length=10_000)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _first_is_control(cls, data: Any) -> Any:
-        variants = data.get("variants") if isinstance(data, Mapping) else None
-        if isinstance(variants, Mapping) and variants and not data.get("control"):
-            return {**data, "control": next(iter(variants))}
-        return data
 
     @model_validator(mode="after")
     def _sound(self) -> "Definition":

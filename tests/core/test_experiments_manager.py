@@ -180,7 +180,7 @@ def test_values_with_keys_of_their_own_add_up(manager: ABTestManager) -> None:
 
 def test_states_go_one_way_and_callers_need_no_other_code(manager: ABTestManager) -> None:
     manager.create_experiment("comparison", models(), HALVES)
-    with pytest.raises(Conflict, match=r"was not started; call start\('comparison'\)"):
+    with pytest.raises(Conflict, match="experiment 'comparison' was not started; start it"):
         manager.get_variant("ana", "comparison")
     manager.start("comparison")
     manager.start("comparison")
