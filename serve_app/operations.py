@@ -14,6 +14,7 @@ _ERRORS = {
     403: "The key lacks the scope",
     404: "No such model or version",
     408: "The body took too long to arrive",
+    409: "Something else is in the way: another definition, another state, another split",
     413: "More bytes or rows than one request may have",
     415: "The body is not said to be JSON",
     422: "Not of the expected form; every fault is in `errors`",

@@ -61,6 +61,9 @@ def _draw_share(axes: Axes, rollout: Rollout, minutes: list[float], looks: list[
     for at, look, value in zip(minutes, looks, shares, strict=True):
         colour, mark = _MARKS[look["action"]]
         axes.plot([at], [value], mark, color=colour, markersize=8 if mark != "." else 5)
+    for action, (colour, mark) in _MARKS.items():
+        axes.plot([], [], mark, color=colour, label=action)
+    axes.legend(frameon=False, fontsize=7, loc="best")
     axes.set(title="share of the traffic, %", ylim=(-4, 108))
 
 
