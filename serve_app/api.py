@@ -21,7 +21,9 @@ from serve_app.door import Caller, Door
 from serve_app.experiment_routes import experiment_routes
 from serve_app.openapi import openapi_document
 from serve_app.protocol import FEEDBACK, LABEL, Unauthorized, json_reply, problem, problem_of
+from serve_app.rollout_routes import rollout_routes
 from serve_app.router import Switchboard
+from serve_app.steering import Steering
 from serve_app.v2_routes import v2_routes
 
 logger = logging.getLogger(__name__)
@@ -32,7 +34,14 @@ _PASSING = {"BackPressureError", "DeploymentUnavailableError", "RayActorError", 
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def build_api(board: Switchboard, door: Door, *, trust_event_time: bool, limits: Limits = USUAL) -> Starlette:
+def build_api(
+    board: Switchboard,
+    door: Door,
+    *,
+    trust_event_time: bool,
+    limits: Limits = USUAL,
+    steering: Steering | None = None,
+) -> Starlette:
     """Return the application over a switchboard.
 
     Parameters
@@ -43,6 +52,8 @@ def build_api(board: Switchboard, door: Door, *, trust_event_time: bool, limits:
         Honour the header `X-Forge-Event-Time` (replaying history), else use the time of receipt.
     limits : Limits
         What one request may cost.
+    steering : Steering, optional
+        What changes the serving state; None for a server without a ledger.
     """
     routes = _Routes(board, door, trust_event_time, limits)
 
@@ -68,6 +79,7 @@ def build_api(board: Switchboard, door: Door, *, trust_event_time: bool, limits:
             *experiment_routes(
                 board.experiments, routes.admit, door.spend, counted=routes.counted, moment=routes.moment, limits=limits
             ),
+            *rollout_routes(steering, routes.admit, counted=routes.counted, limits=limits),
             *docs_routes(routes.document, routes.admit, counted=routes.counted),
         ],
         exception_handlers={HTTPException: _http_error},

@@ -22,6 +22,7 @@ from serve_app.profiler import Profiler
 from serve_app.rates import Spent
 from serve_app.recorder import Recorder
 from serve_app.router import Switchboard
+from serve_app.steering import Steering
 from serve_app.variant import Variant
 
 
@@ -64,7 +65,8 @@ class Router:
         await self.board.route(user_config["models"], user_config["watch"])
 
     def __serve_build_asgi_app__(self) -> Starlette:
-        return build_api(self.board, self.door, trust_event_time=self.trust_event_time)
+        steering = Steering(self._ledger_url)
+        return build_api(self.board, self.door, trust_event_time=self.trust_event_time, steering=steering)
 
     def _keys(self) -> list[Key]:
         if self._store is None:

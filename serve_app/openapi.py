@@ -13,6 +13,7 @@ from serve_app.live_version import LiveVersion
 from serve_app.open_inference_schemas import v2_paths, v2_schemas
 from serve_app.operations import EVENT_TIME, FLUSH, MODEL, REQUEST_ID, USER, VERSION, components, operation, ref
 from serve_app.protocol import FeedbackRequest, Label
+from serve_app.rollout_routes import rollout_paths, rollout_schemas
 from serve_app.schemas import (
     COUNT,
     TEXT,
@@ -42,8 +43,9 @@ def openapi_document(versions: Sequence[LiveVersion], default_model: str) -> dic
     """
     live = {version.model: version for version in versions}
     default = live.get(default_model)
-    schemas = {**_shared_schemas(), **v2_schemas(), **experiment_schemas()}
-    paths = {**_house_paths(), **experiment_paths(), **_model_paths("", default, f"{default_model} (default)")}
+    schemas = {**_shared_schemas(), **v2_schemas(), **experiment_schemas(), **rollout_schemas()}
+    paths = {**_house_paths(), **experiment_paths(), **rollout_paths()}
+    paths |= _model_paths("", default, f"{default_model} (default)")
     shown: list[LiveVersion | None] = [*(live[model] for model in sorted(live))] or [None]
     for version in shown:
         prefix = f"/models/{quote(version.model, safe='') if version else '{model}'}"

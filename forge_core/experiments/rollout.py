@@ -73,6 +73,7 @@ def begin(
         reason=reason,
         event_time=at,
         shadow_share=policy.shadow_share,
+        keep_warm=policy.keep_warm,
     )
     event = Event("rollout_started", model, version, actor, reason, at, ledger_details(None, rollout))
     return _with_traffic(ledger, records, rollout, event)
@@ -101,13 +102,12 @@ def advance(
     step: int,
     actor: str,
     reason: str,
-    keep_warm: bool = True,
     now: datetime | None = None,
 ) -> Rollout:
     """Bring a rollout to its next step whatever the evidence says; from the last one the version becomes champion."""
 
     def change(rollout: Rollout) -> Rollout:
-        return move_on(ledger, rollout, actor=actor, reason=reason, keep_warm=keep_warm, now=now)
+        return move_on(ledger, rollout, actor=actor, reason=reason, now=now)
 
     return _again(ledger, model, step, change)
 
@@ -133,7 +133,6 @@ def move_on(
     actor: str,
     reason: str,
     look: Look | None = None,
-    keep_warm: bool = True,
     now: datetime | None = None,
 ) -> Rollout:
     """Bring a rollout, as it was read, to its next step; from the last one the version becomes champion.
@@ -165,7 +164,7 @@ def move_on(
     def change(also: Any) -> None:
         promote(
             ledger, rollout.model, rollout.version, actor=actor, reason=f"{rollout.id} passed all its steps", at=at,
-            details={"rollout": rollout.id}, keep_warm=keep_warm, also=also,
+            details={"rollout": rollout.id}, keep_warm=rollout.keep_warm, also=also,
         )  # fmt: skip
 
     return _together(records, after, ended, change)

@@ -162,14 +162,13 @@ def estimate_guard(bar: Bar, new: ArrayLike, old: ArrayLike, limit: float) -> Gu
     a, b = np.asarray(old, float), np.asarray(new, float)
     if min(len(a), len(b)) < MIN_UNITS:
         return unknown("estimated quality", f"estimated quality: {len(b)} and {len(a)} rows are too few")
-    found = difference_sequence(
-        len(a), a.mean(), a.var(), len(b), b.mean(), b.var(), alpha=bar.alpha, n_star=len(a) + len(b)
-    )
-    value = float(found.value)
+    # One look as an array of one; what the interval is tuned to must not move from look to look.
+    found = difference_sequence(*_moments(a), *_moments(b), alpha=bar.alpha)
+    value = float(found.value[0])
     told = (
         f"estimated wrong answers {_points(value)} ({_percent(b.mean())} of {len(b):,} rows, allowed +{100 * limit:g})"
     )
-    log_e = -math.log(bar.alpha) if float(found.low) > limit else 0.0
+    log_e = -math.log(bar.alpha) if found.low[0] > limit else 0.0
     return bar.guard("estimated quality", log_e, value=value, limit=limit, n_rows=len(b), told=told)
 
 
@@ -215,11 +214,14 @@ def labels_guard(bar: Bar, counts: ArrayLike, new_loss: ArrayLike, old_loss: Arr
     if looks.size:
         log_e = float(rate_evidence(*looks.T)[-1])
     else:
-        moments = (len(theirs), theirs.mean(), theirs.var(), len(mine), mine.mean(), mine.var())
-        log_e = float(higher_mean_evidence(*moments, alpha=bar.alpha, n_star=len(mine) + len(theirs)))
+        log_e = float(higher_mean_evidence(*_moments(theirs), *_moments(mine), alpha=bar.alpha)[0])
     unit = f"wrong answers {_points(value)}" if looks.size else f"mean error {value:+.4g}"
     told = f"labelled: {unit} on {len(mine):,} rows against {len(theirs):,}"
     return bar.guard("labelled quality", log_e, value=value, limit=limit, n_rows=len(mine), told=told)
+
+
+def _moments(values: Floats) -> tuple[list[float], list[float], list[float]]:
+    return [len(values)], [float(values.mean())], [float(values.var())]
 
 
 def _radius(n: int, alpha: float) -> float:

@@ -78,6 +78,7 @@ class Rollout:
     actor: str = ""
     event_time: datetime | None = None
     shadow_share: float = 0.0
+    keep_warm: bool = True
     looks: tuple[Mapping[str, Any], ...] = ()
     evidence: Mapping[str, Any] = field(default_factory=dict)
     revision: int = 0

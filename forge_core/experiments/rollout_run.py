@@ -14,7 +14,7 @@ from forge_core.deployment.mirror import mirrored_version
 from forge_core.deployment.routing import read_state
 from forge_core.deployment.serve_client import ServeClient
 from forge_core.deployment.splits import check_unsplit
-from forge_core.errors import Conflict, ModelNotFound
+from forge_core.errors import Conflict, ModelNotFound, ServiceUnavailable
 from forge_core.experiments.rollout import begin, move_on, overtaken_by, seen, send_back
 from forge_core.experiments.rollout_evidence import Sides, read_labels, read_step, weigh
 from forge_core.experiments.rollout_records import Rollout, RolloutRecords
@@ -96,7 +96,7 @@ def go_on(
         ended = send_back(ledger, rollout, "overtaken", actor=actor, reason=gone)
         return _settled(ledger, registry, serve, ended, progress), None
     try:
-        registry.resolve(model, rollout.version)
+        _check_registered(registry, rollout)
         sides = _sides(storage, rollout)
     except ModelNotFound as error:
         lost = f"the version is gone: {error}"
@@ -105,7 +105,7 @@ def go_on(
     evidence = weigh(read_step(storage, rollout, sides), rollout, policy, sides, read_labels(ledger, rollout))
     look = judge(rollout, evidence, policy, moment)
     progress(f"{rollout.id} at {rollout.told_step}: {look.action} ({look.reason})")
-    after = _follow(ledger, rollout, look, policy, actor, moment)
+    after = _follow(ledger, rollout, look, actor, moment)
     if (after.step, after.status) == (rollout.step, rollout.status):
         return after, look
     return _settled(ledger, registry, serve, after, progress), look
@@ -179,20 +179,26 @@ def _settled(
     return rollout
 
 
-def _follow(ledger: Ledger, rollout: Rollout, look: Look, policy: RolloutPolicy, actor: str, now: datetime) -> Rollout:
+def _follow(ledger: Ledger, rollout: Rollout, look: Look, actor: str, now: datetime) -> Rollout:
     """Do what a look says; where somebody changed the rollout meanwhile, the next look starts from there."""
     try:
         if look.action == "roll back":
             return send_back(ledger, rollout, "rolled back", actor=actor, reason=look.reason, look=look)
         if look.action == "promote" and rollout.status == "running":
-            return move_on(
-                ledger, rollout, actor=actor, reason=look.reason, look=look, keep_warm=policy.keep_warm, now=now
-            )
+            return move_on(ledger, rollout, actor=actor, reason=look.reason, look=look, now=now)
         return seen(ledger, rollout, look)
     except Conflict as error:
         logger.info("the look is made again: %s", error)
         found = RolloutRecords(ledger).newest(rollout.model)
         return found or rollout
+
+
+def _check_registered(registry: Registry, rollout: Rollout) -> None:
+    """Raise ModelNotFound where the version was deleted; a registry that is away keeps nobody from looking."""
+    try:
+        registry.resolve(rollout.model, rollout.version)
+    except ServiceUnavailable as error:
+        logger.warning("looking on without the registry: %s", error)
 
 
 def _sides(storage: Storage, rollout: Rollout) -> Sides:
