@@ -15,7 +15,7 @@ from typing import Any
 
 from forge_core.data.many_row_checks import Rows
 from forge_core.deployment.routing_table import Shadow
-from forge_core.errors import SchemaViolation
+from forge_core.errors import SchemaViolation, ServiceUnavailable
 from forge_core.experiments.assignment import unit_point
 from forge_core.monitoring.metric_names import SHADOW_DROPPED, SHADOWED
 from serve_app.counting import Counting
@@ -121,19 +121,29 @@ class Shadows:
         started = time.perf_counter()
         checked = [_checked(live, copy[-1]) for copy in copies]
         good = [row for row in checked if row is not None]
-        scores: Sequence[Any] = []
-        fault = ""
-        try:
-            scores = await live.lane.ask(good) if good else []
-        except Exception as error:
-            fault = "error"
-            logger.warning("a shadow does not answer version=%s rows=%d: %s", live.version, len(good), error)
+        scores = await self._scores(live, good)
         milliseconds = (time.perf_counter() - started) * 1000
         given = iter(scores)
-        return [
-            _row(live, copy, None if row is None or fault else next(given), milliseconds, fault or "contract")
-            for copy, row in zip(copies, checked, strict=True)
-        ]
+        rows = []
+        for copy, row in zip(copies, checked, strict=True):
+            score = None if row is None else next(given)
+            fault = "contract" if row is None else "error" if score is None else ""
+            rows.append(_row(live, copy, score, milliseconds, fault))
+        return rows
+
+    async def _scores(self, live: LiveVersion, rows: list[tuple[Any, ...]]) -> Sequence[Any]:
+        """Return a score a row, None for those that the version fails on."""
+        if not rows:
+            return []
+        try:
+            return await live.lane.ask(rows)
+        except Exception as error:
+            logger.warning("a shadow does not answer version=%s rows=%d: %s", live.version, len(rows), error)
+            # One row may have failed them all; where nobody answers, asking again would only take long.
+            if len(rows) == 1 or isinstance(error, ServiceUnavailable):
+                return [None] * len(rows)
+        middle = len(rows) // 2
+        return [*await self._scores(live, rows[:middle]), *await self._scores(live, rows[middle:])]
 
 
 def _checked(live: LiveVersion, record: Mapping[str, Any]) -> tuple[Any, ...] | None:
@@ -147,5 +157,4 @@ def _row(live: LiveVersion, copy: Copy, score: Any, milliseconds: float, fault: 
     request_id, event_time, received, champion, prediction, probability, champion_ms, _ = copy
     mine = (None, None) if score is None else (answer(live, score)[0], watched(score))
     theirs = (prediction, probability, round(milliseconds, 3), round(champion_ms, 3))
-    told = fault if score is None else ""
-    return (request_id, event_time, received, live.version, champion, *mine, *theirs, told)
+    return (request_id, event_time, received, live.version, champion, *mine, *theirs, fault)

@@ -116,13 +116,15 @@ def weigh(
     n_stages = len(policy.steps) + (policy.shadow_share > 0)
     bar = Bar(policy.alpha / (N_GUARDS * n_stages), dict(carried.get("log_e", {})))
     quality = _labelled(rows, bar, policy, sides, labels, carried)
+    # Shown once, in whichever step, it stays so.
+    carried["vouched"] = carried.get("vouched", False) or quality.better
     guards = (
         errors_guard(bar, rows.n_errors, rows.n_new, policy.max_error_rate),
         latency_guard(
             bar, rows.new, rows.old, ratio=policy.max_latency_ratio, least_ms=policy.min_latency_ms,
             floor=carried.get("champion_p95"),
         ),
-        _answers(rows, bar, policy, sides, vouched=quality.better),
+        _answers(rows, bar, policy, sides, vouched=carried["vouched"]),
         _estimated(rows, bar, policy, sides),
         quality,
     )  # fmt: skip
@@ -133,8 +135,8 @@ def weigh(
 
 
 def next_step_evidence(carried: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the next step keeps of this one's evidence: how fast the champion is, and nothing else."""
-    return {"champion_p95": carried["champion_p95"]} if "champion_p95" in carried else {}
+    """Return what the next step keeps of this one's evidence: how fast the champion is, and whether labels vouch."""
+    return {name: carried[name] for name in ("champion_p95", "vouched") if name in carried}
 
 
 def read_labels(ledger: Ledger, rollout: Rollout) -> dict[str, float]:
@@ -149,7 +151,13 @@ def read_labels(ledger: Ledger, rollout: Rollout) -> dict[str, float]:
 def _answers(rows: StepRows, bar: Bar, policy: RolloutPolicy, sides: Sides, *, vouched: bool) -> Guard:
     new, old = rows.new["prediction"].to_numpy(float), rows.old["prediction"].to_numpy(float)
     if not rows.paired:
-        return distance_guard(bar, rows.new["probability"], rows.old["probability"], policy.max_prediction_distance)
+        return distance_guard(
+            bar,
+            rows.new["probability"],
+            rows.old["probability"],
+            policy.max_prediction_distance,
+            vouched=vouched,
+        )
     # Two numbers are apart by half of how much the champion's differ among themselves.
     apart = np.abs(new - old) > (0.5 * old.std() if sides.task == "regression" and len(old) else 0.0)
     return disagreement_guard(bar, apart, policy.max_disagreement, vouched=vouched)
@@ -182,7 +190,7 @@ def _labelled(
     counts: list[list[float]] = []
     if sides.task != "regression":
         counts = carried["label_counts"] = _with_counts(carried.get("label_counts", []), new, old)
-    return labels_guard(bar, counts, new, old, policy.max_quality_loss)
+    return labels_guard(bar, counts, new, old, policy.max_quality_loss, alpha=policy.alpha)
 
 
 def _with_counts(before: list[list[float]], new: Any, old: Any) -> list[list[float]]:

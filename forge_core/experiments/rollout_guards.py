@@ -131,12 +131,13 @@ def disagreement_guard(bar: Bar, apart: ArrayLike, limit: float, *, vouched: boo
     return bar.guard("answers", log_e, value=share, limit=limit, n_rows=n_rows, told=told)
 
 
-def distance_guard(bar: Bar, new: ArrayLike, old: ArrayLike, limit: float) -> Guard:
+def distance_guard(bar: Bar, new: ArrayLike, old: ArrayLike, limit: float, *, vouched: bool = False) -> Guard:
     """Judge how far the distribution of the version's answers is from that of the champion's, on other rows.
 
     The distance is Kolmogorov and Smirnov's. Its doubt is that of two distribution functions at all times together:
     each is within 0.85 sqrt((log log(e n) + 0.8 log(1612 / alpha)) / n) of the truth (Howard, Ramdas 2022, "Sequential
-    estimation of quantiles with applications to A/B testing and best-arm identification", corollary 2).
+    estimation of quantiles with applications to A/B testing and best-arm identification", corollary 2). Labels that
+    show the version to be better excuse it.
     """
     a, b = np.sort(np.asarray(old, float)), np.sort(np.asarray(new, float))
     if min(len(a), len(b)) < MIN_UNITS:
@@ -146,6 +147,8 @@ def distance_guard(bar: Bar, new: ArrayLike, old: ArrayLike, limit: float) -> Gu
     distance = float(np.abs(below).max())
     least = distance - _radius(len(a), bar.alpha / 2) - _radius(len(b), bar.alpha / 2)
     told = f"answers' distance from the champion's {distance:.2f} on {len(b):,} rows (allowed {limit:g})"
+    if vouched:
+        return Guard("answers", "fine", f"{told}, and better by the labels", distance, limit, len(b))
     # Either the interval excludes the limit or it does not: evidence of all or nothing.
     log_e = -math.log(bar.alpha) if least > limit else 0.0
     return bar.guard("answers", log_e, value=distance, limit=limit, n_rows=len(b), told=told)
@@ -196,7 +199,9 @@ def paired_labels_guard(
     return bar.guard("labelled quality", worse, value=value, limit=limit, n_rows=len(mine), told=told, better=proven)
 
 
-def labels_guard(bar: Bar, counts: ArrayLike, new_loss: ArrayLike, old_loss: ArrayLike, limit: float) -> Guard:
+def labels_guard(
+    bar: Bar, counts: ArrayLike, new_loss: ArrayLike, old_loss: ArrayLike, limit: float, *, alpha: float = 0.05
+) -> Guard:
     """Judge labelled quality on other rows.
 
     Parameters
@@ -204,7 +209,7 @@ def labels_guard(bar: Bar, counts: ArrayLike, new_loss: ArrayLike, old_loss: Arr
     counts : array_like of shape (n_looks, 4)
         Until each look: wrong and labelled rows of the version, wrong and labelled rows of the champion; for classes.
         Empty for numbers, which are judged by their mean loss.
-    new_loss, old_loss : array_like of shape (n_rows,)
+    new_loss, old_loss, alpha
         As for `paired_labels_guard`.
     """
     mine, theirs, looks = np.asarray(new_loss, float), np.asarray(old_loss, float), np.asarray(counts, float)
@@ -212,12 +217,14 @@ def labels_guard(bar: Bar, counts: ArrayLike, new_loss: ArrayLike, old_loss: Arr
         return unknown("labelled quality", "labelled quality: no labels of both yet")
     value = float(mine.mean() - theirs.mean())
     if looks.size:
-        log_e = float(rate_evidence(*looks.T)[-1])
+        worse, better = (float(rate_evidence(*looks.T[order])[-1]) for order in ([0, 1, 2, 3], [2, 3, 0, 1]))
     else:
-        log_e = float(higher_mean_evidence(*_moments(theirs), *_moments(mine), alpha=bar.alpha)[0])
+        worse = float(higher_mean_evidence(*_moments(theirs), *_moments(mine), alpha=bar.alpha)[0])
+        better = float(higher_mean_evidence(*_moments(mine), *_moments(theirs), alpha=alpha)[0])
     unit = f"wrong answers {_points(value)}" if looks.size else f"mean error {value:+.4g}"
-    told = f"labelled: {unit} on {len(mine):,} rows against {len(theirs):,}"
-    return bar.guard("labelled quality", log_e, value=value, limit=limit, n_rows=len(mine), told=told)
+    proven = better >= -math.log(alpha)
+    told = f"labelled: {unit} on {len(mine):,} rows against {len(theirs):,}" + (", better beyond doubt" * proven)
+    return bar.guard("labelled quality", worse, value=value, limit=limit, n_rows=len(mine), told=told, better=proven)
 
 
 def _moments(values: Floats) -> tuple[list[float], list[float], list[float]]:

@@ -92,6 +92,20 @@ def test_a_shadow_that_fails_or_refuses_a_row_costs_the_caller_nothing_and_is_to
     assert found["13.0"]["prediction"] is None and found["13.0"]["champion_prediction"] == 0
 
 
+def test_one_row_that_fails_a_whole_batch_is_found_and_the_others_are_answered() -> None:
+    def broken(values: list[float]) -> list[float]:
+        if 13.0 in values:
+            raise RuntimeError("no such index")
+        return falling(values)
+
+    board = Board({"1": rising, "2": broken})
+    records = [{"x": float(x), "town": "Oslo"} for x in range(60)]
+    post(board, [({"records": records, "request_ids": [str(n) for n in range(60)]}, {})], path="/predict/batch")
+    found = {r["request_id"]: (r["fault"], r["probability"]) for r in shadowed(board)}
+    assert found.pop("13") == ("error", None)
+    assert found == {str(n): ("", falling([float(n)])[0]) for n in range(60) if n != 13}
+
+
 def test_a_shadow_that_hangs_holds_no_reply_and_what_does_not_fit_is_dropped_and_counted() -> None:
     board = Board({"1": rising, "2": falling})
     board.shadows.max_rows = 8
