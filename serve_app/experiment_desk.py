@@ -58,7 +58,8 @@ class ExperimentDesk:
         self._records: ExperimentRecords | None = None
         self._known: dict[str, tuple[float, Record]] = {}
         self._judged: dict[str, tuple[float, Judgement]] = {}
-        self._changing = asyncio.Lock()
+        self._changing, self._drawing = asyncio.Lock(), asyncio.Lock()
+        self._drawn: tuple[Judgement, bytes] | None = None
 
     async def create(self, definition: Definition, auto_start: bool, actor: str) -> dict[str, Any]:
         """Make an experiment, or find it with the same definition."""
@@ -81,7 +82,10 @@ class ExperimentDesk:
         """Return the verdict over time as PNG."""
         record = await asyncio.to_thread(lambda: self._all().get(experiment_id))
         judgement = await self._judgement(record)
-        return await asyncio.to_thread(verdict_figure, judgement)
+        async with self._drawing:
+            if self._drawn is None or self._drawn[0] is not judgement:
+                self._drawn = judgement, await asyncio.to_thread(verdict_figure, judgement)
+            return self._drawn[1]
 
     async def move(
         self, experiment_id: str, status: Status, *, actor: str, reason: str | None = None, winner: str | None = None

@@ -51,8 +51,7 @@ def experiment_routes(
 
     one = "/experiments/{experiment}"
     return [
-        route("/experiments", routes.create, "POST"),
-        route("/experiments", routes.all),
+        Route("/experiments", counted("/experiments", routes.collection), methods=["GET", "POST"]),
         route(one, routes.look),
         route(f"{one}/picture", routes.picture),
         route(f"{one}/start", routes.mover("running"), "POST"),
@@ -76,6 +75,10 @@ class _ExperimentRoutes:
         if self._desk is None:
             raise ServiceUnavailable("a model file alone keeps no experiments; serve it from the registry: make up")
         return self._desk
+
+    async def collection(self, request: Request) -> Response:
+        """Make an experiment, or tell of all."""
+        return await (self.create if request.method == "POST" else self.all)(request)
 
     async def create(self, request: Request) -> Response:
         """Make an experiment."""

@@ -1,6 +1,7 @@
 """A verdict over time in one picture (PNG bytes): the difference, the evidence, and whether users came as declared."""
 
 from datetime import timedelta
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -71,7 +72,7 @@ def _draw_difference(axes: Axes, definition: Definition, courses: tuple[Course, 
             continue
         colour, low, high = colours[made.variant], scale * made.low, scale * made.high
         known = np.isfinite(low) & np.isfinite(high)
-        step = "post" if made.stepwise else None
+        step: Literal["post"] | None = "post" if made.stepwise else None
         axes.fill_between(made.at, np.where(known, low, np.nan), np.where(known, high, np.nan), color=colour,
                           alpha=0.16, linewidth=0, step=step)  # fmt: skip
         style = "steps-post" if step else "default"

@@ -11,8 +11,8 @@ from forge_core.deployment.routing import read_history, read_state
 from forge_core.deployment.routing_table import Split
 from forge_core.deployment.serve_client import ServeClient, get_serve_client
 from forge_core.deployment.served_path import ServedPath
-from forge_core.deployment.splits import drop_split, put_split
-from forge_core.errors import ModelError
+from forge_core.deployment.splits import checked_split, drop_split, put_split
+from forge_core.errors import ForgeError, ModelError
 from forge_core.experiments.assignment import segments_of
 from forge_core.experiments.definition import Definition
 from forge_core.ledger import Event, Ledger
@@ -41,7 +41,7 @@ def split_of(definition: Definition, shares: dict[str, float] | None = None) -> 
         "salt": definition.salt,
         "key": "user",
         "variants": {name: str(variant.version) for name, variant in definition.variants.items()},
-        "segments": [[end, name] for end, name in segments_of(shares or definition.shares)],
+        "segments": list(segments_of(shares or definition.shares)),
     }
     return {**split, "overrides": dict(definition.overrides)} if definition.overrides and not shares else split
 
@@ -82,7 +82,7 @@ class LiveTraffic:
         versions = list(dict.fromkeys(str(v.version) for v in definition.variants.values()))
         for version in versions:
             self._mirror(model, version)
-        whole = split_of(definition)
+        whole = checked_split(split_of(definition))
         if read_state(self.ledger)[1]["models"].get(model, {}).get("split") != whole:
             # The control alone first: its rows have a propensity of 1, which keeps them out of the verdict.
             tried = self._event("split_tried", definition, actor, "loading the variants")
@@ -92,11 +92,18 @@ class LiveTraffic:
                 for version in versions:
                     self._try(model, version)
             except Exception:
-                self.take_back(definition, actor=actor)
+                self._give_up(definition, actor)
                 raise
             shared = self._event("split_changed", definition, actor, "the variants share the traffic")
             put_split(self.ledger, model, whole, event=shared)
         self.serve.reconcile(self.ledger, progress=self.progress)
+
+    def _give_up(self, definition: Definition, actor: str) -> None:
+        """Take the traffic back; the reason for it is what the caller must hear."""
+        try:
+            self.take_back(definition, actor=actor)
+        except ForgeError as error:
+            logger.warning("variants are still loaded, the next reconcile removes them: %s", error)
 
     def take_back(self, definition: Definition, *, actor: str) -> None:
         """Give all traffic to the champion again, and take what only the experiment needed off Serve."""
