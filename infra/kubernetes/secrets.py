@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Mapping
 
 from forge_core.deployment.ray_pods import Manifest
+from forge_core.keys import new_secret
 from infra.kubernetes.generated import NAMESPACE
 
 # What is made, by Secret and key. A cloud's database has a password of its own, which is given instead.
@@ -19,7 +20,7 @@ LOCAL = {"forge-environment": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
 
 
 def secret_manifests(*, local: bool, given: Mapping[str, str]) -> list[Manifest]:
-    """Return the Secrets, each value 43 random characters.
+    """Return the Secrets, each value of 256 random bits.
 
     Parameters
     ----------
@@ -31,7 +32,7 @@ def secret_manifests(*, local: bool, given: Mapping[str, str]) -> list[Manifest]
     made = []
     for name, keys in GENERATED.items():
         wanted = (*keys, *(LOCAL.get(name, ()) if local else ()))
-        values = {key: given.get(key) or secrets.token_urlsafe(32) for key in wanted}
+        values = {key: given.get(key) or _fresh(key) for key in wanted}
         made.append(
             {
                 "apiVersion": "v1",
@@ -42,3 +43,8 @@ def secret_manifests(*, local: bool, given: Mapping[str, str]) -> list[Manifest]
             }
         )
     return made
+
+
+def _fresh(key: str) -> str:
+    # The API's keys have their id inside.
+    return new_secret() if key == "FORGE_API_KEY" else secrets.token_urlsafe(32)

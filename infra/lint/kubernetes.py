@@ -12,13 +12,14 @@ def checks() -> list[Check]:
     """Return the checks of this subject."""
     kubectl = "install kubectl 1.30 or later"
     builds = [
-        Check(f"kubectl kustomize: {name}", ("kubectl", "kustomize", f"{_FOLDER}/{name}"), kubectl) for name in _FOLDERS
+        Check(f"Kubernetes: kubectl kustomize {name}", ("kubectl", "kustomize", f"{_FOLDER}/{name}"), kubectl)
+        for name in _FOLDERS
     ]
     return [
         *builds,
-        Check("manifests against their schemas", (sys.executable, "-m", "infra.lint.manifests", *_FOLDERS)),
+        Check("Kubernetes: manifests against their schemas", (sys.executable, "-m", "infra.lint.manifests", *_FOLDERS)),
         Check(
-            "checkov: Kubernetes",
+            "Kubernetes: checkov",
             ("checkov", "--quiet", "--compact", "--skip-download", "--framework", "kubernetes", "-d", _FOLDER),
         ),
     ]

@@ -1,4 +1,4 @@
-"""Hosts on one machine: network namespaces on a bridge, each with an address, a `/tmp` and a link that can be cut.
+"""Hosts on one machine: network namespaces on a bridge, each with an address, a name, a `/tmp` and a link to cut.
 
 They share the machine's processors, memory, clock and the rest of its disk, which stands for a shared storage.
 """
@@ -10,14 +10,15 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
-from infra.local.environment import MEMBER, ROOT, STACK
-from infra.local.processes import stop_marked
+from infra.local.environment import ROOT
+from infra.local.processes import stop_processes
 
 
 class Hosts:
@@ -68,7 +69,9 @@ class Hosts:
         # Told to end meanwhile, it cleans up first: what were left would stay for good.
         before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
-            stop_marked(self.home, grace=5.0)
+            # Whatever runs on a host was started there.
+            for _ in range(3):
+                stop_processes(self.processes(), grace=5.0)
             for process in self._processes.values():
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(20)
@@ -77,15 +80,21 @@ class Hosts:
                 # The cable goes with the namespace in which its other end is.
                 subprocess.run(["ip", "netns", "del", self._space(name)], capture_output=True, check=False)
             subprocess.run(["ip", "link", "del", self.bridge], capture_output=True, check=False)
-            shutil.rmtree(self.home, ignore_errors=True)
+            # Twice: who ended last may have written once more.
+            for _ in range(2):
+                shutil.rmtree(self.home, ignore_errors=True)
+                time.sleep(0.5)
             for number, handler in before.items():
                 signal.signal(number, handler)
 
     def start(self, name: str, command: Sequence[str], variables: Mapping[str, str]) -> "subprocess.Popen[bytes]":
-        """Start a program on a host, its own `/tmp` before its eyes; its log is home/{name}.log."""
+        """Start a program on a host, with a `/tmp` and a host name of its own; its log is home/{name}.log."""
         folder = self.home / f"tmp-{name}"
         folder.mkdir(exist_ok=True)
-        within = ["sh", "-c", 'mount --bind "$0" /tmp && exec "$@"', str(folder), *command]
+        (folder / "hosts").write_text(f"127.0.0.1 localhost\n{self.addresses[name]} {name}\n")
+        own = f"mount --bind {folder}/hosts /etc/hosts && mount --bind {folder} /tmp"
+        within = ["unshare", "--uts", "sh", "-c", f'{own} && echo {name} > /proc/sys/kernel/hostname && exec "$@"']
+        within += ["sh", *command]
         with (self.home / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 ["ip", "netns", "exec", self._space(name), *within],
@@ -93,7 +102,7 @@ class Hosts:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=ROOT,
-                env={**variables, STACK: str(self.home.resolve()), MEMBER: name},
+                env=dict(variables),
                 start_new_session=True,
             )
         self._processes[f"{name}-{process.pid}"] = process
@@ -107,14 +116,18 @@ class Hosts:
         """Plug it in again."""
         _ip("link", "set", self._cable(name), "up")
 
+    def processes(self) -> list[psutil.Process]:
+        """Return what runs on the hosts."""
+        return [process for process in psutil.process_iter() if self.host_of(process)]
+
     def host_of(self, process: psutil.Process) -> str:
         """Return the host on which a process runs; the empty string for none of them."""
         try:
             mine = Path(f"/proc/{process.pid}/ns/net").stat().st_ino
         except OSError:
             return ""
-        spaces = {Path(f"/run/netns/{self._space(name)}").stat().st_ino: name for name in self.addresses}
-        return spaces.get(mine, "")
+        files = {name: Path(f"/run/netns/{self._space(name)}") for name in self.addresses}
+        return next((name for name, file in files.items() if file.exists() and file.stat().st_ino == mine), "")
 
     def _add(self, name: str, address: str) -> None:
         space, cable = self._space(name), self._cable(name)

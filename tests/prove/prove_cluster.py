@@ -29,7 +29,6 @@ from forge_core.ledger import Ledger
 from forge_core.settings import Settings
 from forge_core.storage import Storage
 from infra.local.environment import ROOT
-from infra.local.processes import stack_processes
 from tests.prove.network_hosts import Hosts, python
 from tests.prove.serving_load import Load, Report
 from tests.serve.live_models import train
@@ -47,7 +46,7 @@ def run(only: Sequence[str] = ()) -> bool:
     parser.add_argument("--cuts", type=int, default=2, help="how often a worker host is cut off")
     parser.add_argument("--away", type=float, default=45.0, help="seconds that it stays away")
     chosen = parser.parse_args(list(only))
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     faults: list[str] = []
     try:
         with Hosts((HEAD, *WORKERS)) as hosts:
@@ -64,7 +63,7 @@ def run(only: Sequence[str] = ()) -> bool:
     except PermissionError as error:
         faults.append(f"no hosts here: {error}")
     for fault in faults:
-        console.print(f"[red]{fault}")
+        console.print(fault, style="red", markup=False)
     return not faults
 
 
@@ -75,7 +74,7 @@ class Cluster:
         self.hosts, self.console = hosts, console
         head = hosts.addresses[HEAD]
         self.settings = Settings(
-            home=hosts.home / "forge",
+            home=hosts.home,
             profile="compose",
             keyless="all",
             host="0.0.0.0",
@@ -86,7 +85,6 @@ class Cluster:
             tracking_uri="",
             startup_timeout=_PATIENCE,
         )
-        self.settings.home.mkdir()
         self.token = secrets.token_hex(32)
         self.bodies: list[Any] = []
         self.expected: list[tuple[Any, float]] = []
@@ -100,7 +98,7 @@ class Cluster:
         for name in (HEAD, *WORKERS):
             self._start_node(name)
         os.environ["RAY_AUTH_TOKEN"] = self.token
-        _until(self._answers, _PATIENCE, "the API did not answer")
+        _until(lambda: self._kept() and self._answers(), _PATIENCE, "the API did not answer")
         _until(lambda: self._spread(2) and len(self._alive()) == 3, _PATIENCE, "no two replicas of each on three hosts")
         self.console.print(
             f"version: {made - begun:.0f} s; three hosts and Serve: {time.monotonic() - made:.0f} s; "
@@ -121,7 +119,7 @@ class Cluster:
         )
         seen: set[str] = set()
         while process.poll() is None and time.monotonic() - begun < _PATIENCE:
-            found = [p for p in stack_processes(self.hosts.home) if "RayTrainWorker" in _title(p)]
+            found = [p for p in self.hosts.processes() if "RayTrainWorker" in _title(p)]
             seen |= {self.hosts.host_of(p) for p in found} - {""}
             time.sleep(0.5)
         told = log.read_text(errors="replace")[before:]
@@ -145,11 +143,9 @@ class Cluster:
             back = time.monotonic()
             self.hosts.join(victim)
             # A node that was given up ends itself; whoever keeps containers starts it again.
-            ended = _until(lambda: self._nodes[victim].poll() is not None, 60.0, "", strict=False)
-            if self._nodes[victim].poll() is None:
-                self._nodes[victim].terminate()
-                self._nodes[victim].wait(60)
-            self._start_node(victim)
+            ended = _until(lambda: self._nodes[victim].poll() is not None, 120.0, "", strict=False)
+            if ended is not None:
+                self._start_node(victim)
             again = _until(lambda: victim in self._alive(), _PATIENCE, f"{victim} did not come back")
             time.sleep(5.0)
         return self._judge(victim, load.report, before, (cut, back), (dead, whole, ended, again))
@@ -198,6 +194,14 @@ class Cluster:
         proba = folder.pipeline.predict_proba(asked)
         assert folder.classes is not None
         self.expected = [(folder.classes[int(p.argmax())], float(p.max())) for p in proba]
+
+    def _kept(self) -> bool:
+        """Start what ended again, as whoever keeps containers does; return that it was done."""
+        for name, node in self._nodes.items():
+            if node.poll() is not None:
+                self.console.print(f"{name} ended with {node.returncode} and is started again")
+                self._start_node(name)
+        return True
 
     def _start_node(self, name: str) -> None:
         options = ("--num-cpus=0",) if name == HEAD else ("--num-cpus=1", "--object-store-memory=200000000")
