@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,13 +81,17 @@ class Processes:
         clean = {name: value for name, value in os.environ.items() if not name.startswith(owned)}
         return {**clean, **here, **self.variables, "FORGE_HOME": str(home), "PREFECT_HOME": str(home / "prefect")}
 
-    def wait(self, *services: str, seconds: float = 240.0) -> None:
-        """Return once the health check of each service says that it is well."""
+    def wait(self, *services: str, seconds: float = 300.0) -> None:
+        """Return once the health check of each service says that it is well; one that ends is started once again."""
         deadline = time.monotonic() + seconds
+        again = {service for service in services if compose()["services"][service]["restart"] == "unless-stopped"}
         for service in services:
             while (said := self.sick(service)) and time.monotonic() < deadline:
                 code = self.running[service].poll()
-                assert code is None, f"{service} ended with {code}: {self.log(service)[-3000:]}"
+                if code is not None:
+                    assert service in again, f"{service} ended with {code}: {self.log(service)[-3000:]}"
+                    again.remove(service)
+                    self.start(service)
                 time.sleep(0.5)
             assert not said, f"{service} is not well: {said}\n{self.log(service)[-3000:]}"
 
@@ -108,7 +113,8 @@ class Processes:
     def kill_all(self) -> None:
         """End by force whatever was left, with what it started."""
         for process in self.running.values():
-            os.killpg(process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait(30)
         self.running.clear()
 

@@ -96,7 +96,7 @@ def tell(outcomes: Sequence[Outcome], *, strict: bool) -> int:
         print(f"  {marks[outcome.verdict]} {outcome.check.name:<52} {told}")
     wrong = [o for o in outcomes if o.verdict == "failed" or (strict and o.verdict == "absent")]
     for outcome in wrong:
-        print(f"\n{outcome.check.name}: {' '.join(outcome.check.command)}\n{outcome.printed}")
+        print(f"\n{outcome.check.name}: {' '.join(outcome.check.command)[:200]}\n{outcome.printed}")
     passed = sum(o.verdict == "passed" for o in outcomes)
     print(f"\n{passed} of {len(outcomes)} checks passed, {len(wrong)} failed")
     return 1 if wrong else 0

@@ -24,7 +24,7 @@ from tests.compose_processes import Processes, image_variables
 from tests.servers import S3_KEYS, postgres_server, s3_server
 from tests.stack_settings import short_home
 
-pytestmark = [pytest.mark.stack, pytest.mark.postgres, pytest.mark.s3, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.stack, pytest.mark.postgres, pytest.mark.s3, pytest.mark.timeout(900)]
 
 SERVERS = ("mlflow", "prefect", "ray-head")
 NODES = ("ray-worker", "worker")
@@ -65,12 +65,10 @@ def processes(patch: pytest.MonkeyPatch) -> Iterator[Processes]:
             processes.start("prepare")
             assert processes.running.pop("prepare").wait(60) == 0, processes.log("prepare")
             assert "made: forge, mlflow, prefect, forge, mlflow" in processes.log("prepare")
-            for service in SERVERS:
+            # One after another: side by side on two cores they starve each other.
+            for service in (*SERVERS, *NODES):
                 processes.start(service)
-            processes.wait(*SERVERS)
-            for service in NODES:
-                processes.start(service)
-            processes.wait(*NODES)
+                processes.wait(service)
             yield processes
         finally:
             processes.kill_all()
@@ -87,7 +85,7 @@ def api(processes: Processes) -> httpx.Client:
 def run_to_its_end(processes: Processes, deployment: str, parameters: dict[str, Any]) -> dict[str, Any]:
     prefect = PrefectApi(f"http://{processes.addresses['prefect:4200']}")
     run = prefect.run(deployment, parameters)
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 400
     while (run := prefect.call("GET", f"/flow_runs/{run['id']}"))["state_type"] not in FINAL:
         assert time.monotonic() < deadline, processes.log("worker")[-3000:]
         time.sleep(0.5)

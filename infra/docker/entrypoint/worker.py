@@ -4,6 +4,8 @@ import argparse
 import logging
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Sequence
 
 import psutil
@@ -16,7 +18,7 @@ from infra.docker.entrypoint.node import answers, node_command, node_runs
 from infra.docker.entrypoint.variables import member_variables, take_variables
 from infra.local import health
 from infra.local.deployments import register_deployments
-from infra.local.environment import POOL
+from infra.local.environment import POOL, ROOT
 from infra.local.members import worker_command
 
 log = logging.getLogger(__name__)
@@ -34,13 +36,21 @@ def worker(settings: Settings, options: Sequence[str]) -> int:
             return 0
         _settle_runs()
         Follower(lambda: settings.home.resolve().glob("logs/flows.log")).begin(children.told)
-        children.start("worker", (*worker_command(f"forge-{socket.gethostname()}"), "--with-healthcheck"))
         if chosen.register:
-            if not children.until(_pool, "the work pool"):
-                return 0
-            register_deployments(settings, member_variables(settings, "deployments"))
-            log.info("the flows of deployments/prefect.yaml are registered")
+            _register(settings)
+        children.start("worker", (*worker_command(f"forge-{socket.gethostname()}"), "--with-healthcheck"))
         return children.wait() or 0
+
+
+def _register(settings: Settings) -> None:
+    """Tell the server of pool and flows, before the worker is there: who sees it well can start them."""
+    variables = member_variables(settings, "deployments")
+    if _why_not(f"/work_pools/{POOL}"):
+        command = [sys.executable, "-m", "prefect", "--no-prompt", "work-pool", "create", POOL, "--type", "process"]
+        # Another worker may have been faster; if there is no pool, the registration says so.
+        subprocess.run(command, stdin=subprocess.DEVNULL, env=variables, cwd=ROOT, check=False)
+    register_deployments(settings, variables)
+    log.info("the flows of deployments/prefect.yaml are registered")
 
 
 def join_for_drivers(children: Children, address: str) -> bool:
@@ -66,10 +76,6 @@ def _token() -> str:
 
 def _prefect() -> str:
     return _why_not("/health")
-
-
-def _pool() -> str:
-    return _why_not(f"/work_pools/{POOL}")
 
 
 def _why_not(path: str) -> str:
