@@ -1,6 +1,7 @@
 """Experiments as a router sees them: states and verdicts from the ledger, writes by way of the recorder."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
@@ -11,7 +12,7 @@ from forge_core.experiments.definition import CONVERSION, Definition
 from forge_core.experiments.meeting import meet
 from forge_core.experiments.picture import verdict_figure
 from forge_core.experiments.recording import Recorded, outcome, user_key
-from forge_core.experiments.records import ExperimentRecords, Exposure, Outcome, Record, Status
+from forge_core.experiments.records import ExperimentRecords, Exposure, Outcome, Record, Status, check_move
 from forge_core.experiments.results import judge_experiment
 from forge_core.experiments.traffic import Traffic
 from forge_core.experiments.verdict import Judgement
@@ -19,7 +20,11 @@ from forge_core.ledger import Ledger
 from forge_core.storage import Storage
 from serve_app.experiment_forms import Conversion, Measurement
 
+logger = logging.getLogger(__name__)
+
 _REFRESH_SECONDS = 1.0
+# Below what proxies and clients wait at most.
+_PATIENCE_SECONDS = 20.0
 
 
 class Writer(Protocol):
@@ -58,7 +63,9 @@ class ExperimentDesk:
         self._records: ExperimentRecords | None = None
         self._known: dict[str, tuple[float, Record]] = {}
         self._judged: dict[str, tuple[float, Judgement]] = {}
-        self._changing, self._drawing = asyncio.Lock(), asyncio.Lock()
+        self._drawing = asyncio.Lock()
+        self._changes: dict[str, asyncio.Future[dict[str, Any]]] = {}
+        self._troubles: dict[str, str] = {}
         self._drawn: tuple[Judgement, bytes] | None = None
 
     async def create(self, definition: Definition, auto_start: bool, actor: str) -> dict[str, Any]:
@@ -76,7 +83,10 @@ class ExperimentDesk:
         """Return an experiment with its verdict."""
         record = await asyncio.to_thread(lambda: self._all().get(experiment_id))
         judgement = await self._judgement(record)
-        return {**told(record), "verdict": judgement.verdict.to_dict()}
+        change, trouble = self._changes.get(experiment_id), self._troubles.get(experiment_id)
+        more: dict[str, Any] = {"changing": True} if change is not None and not change.done() else {}
+        more |= {"trouble": trouble} if trouble is not None else {}
+        return {**told(record), **more, "verdict": judgement.verdict.to_dict()}
 
     async def picture(self, experiment_id: str) -> bytes:
         """Return the verdict over time as PNG."""
@@ -90,27 +100,54 @@ class ExperimentDesk:
     async def move(
         self, experiment_id: str, status: Status, *, actor: str, reason: str | None = None, winner: str | None = None
     ) -> dict[str, Any]:
-        """Bring an experiment to another state, and its live traffic with it."""
-        async with self._changing:
-            record = await asyncio.to_thread(lambda: self._all().get(experiment_id))
-            if record.status == status:
-                return told(record)
-            if winner is not None and winner not in record.definition.variants:
-                known = ", ".join(record.definition.variants)
-                raise ConfigurationError(f"experiment {record.id!r} has no variant {winner!r}; variants: {known}")
-            details: dict[str, Any] = {}
-            if status == "stopped":
-                verdict = (await self._judgement(record)).verdict
-                winner, reason = winner or verdict.winner, reason or str(verdict)
-                details = {"verdict": verdict.to_dict()}
-            if record.definition.live:
-                await asyncio.to_thread(self._steer, record, status, actor)
-            why = reason or {"running": "started", "paused": "paused"}.get(status, status)
-            moved = await asyncio.to_thread(
-                lambda: self._all().move(record, status, actor=actor, reason=why, winner=winner, details=details)
-            )
+        """Bring an experiment to another state, and its live traffic with it.
+
+        Loading versions may take longer than a connection lives, so after a while what is answered is how it stands,
+        with `changing_to`; the change goes on. Asked again meanwhile, or by another router, it is made once.
+        """
+        change = self._changes.get(experiment_id)
+        if change is None or change.done():
+            work = self._move(experiment_id, status, actor, reason, winner)
+            change = self._changes[experiment_id] = asyncio.ensure_future(work)
+        done, _ = await asyncio.wait({change}, timeout=_PATIENCE_SECONDS)
+        if done:
+            return change.result()
+        change.add_done_callback(lambda ended: self._tell(experiment_id, ended))
+        record = await asyncio.to_thread(lambda: self._all().get(experiment_id))
+        return {**told(record), "changing_to": status}
+
+    async def _move(
+        self, experiment_id: str, status: Status, actor: str, reason: str | None, winner: str | None
+    ) -> dict[str, Any]:
+        record = await asyncio.to_thread(lambda: self._all().get(experiment_id))
+        if record.status == status:
+            return told(record)
+        if winner is not None and winner not in record.definition.variants:
+            known = ", ".join(record.definition.variants)
+            raise ConfigurationError(f"experiment {record.id!r} has no variant {winner!r}; variants: {known}")
+        check_move(record, status)
+        details: dict[str, Any] = {}
+        if status == "stopped":
+            verdict = (await self._judgement(record)).verdict
+            winner, reason = winner or verdict.winner, reason or str(verdict)
+            details = {"verdict": verdict.to_dict()}
+        if record.definition.live:
+            await asyncio.to_thread(self._steer, record, status, actor)
+        why = reason or {"running": "started", "paused": "paused"}.get(status, status)
+        moved = await asyncio.to_thread(
+            lambda: self._all().move(record, status, actor=actor, reason=why, winner=winner, details=details)
+        )
         self._known.pop(experiment_id, None)
         return told(moved)
+
+    def _tell(self, experiment_id: str, ended: "asyncio.Future[dict[str, Any]]") -> None:
+        """Keep why a change failed whose caller was answered before."""
+        error = ended.exception()
+        if error is None:
+            self._troubles.pop(experiment_id, None)
+        else:
+            self._troubles[experiment_id] = str(error)[:2000]
+            logger.warning("experiment=%s was not changed: %s", experiment_id, error)
 
     async def variant(self, experiment_id: str, user: str) -> dict[str, Any]:
         """Return a user's variant, once the meeting is committed."""

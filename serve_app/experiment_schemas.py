@@ -100,7 +100,8 @@ def experiment_schemas() -> dict[str, Schema]:
         **schemas,
         "Experiment": an_object(
             {"id": TEXT, "status": {"enum": ["created", "running", "paused", "stopped"]}, "revision": COUNT,
-             "variants": {"type": "object"}, "traffic_allocation": {"type": "object"}, "verdict": {"type": "object"}},
+             "variants": {"type": "object"}, "traffic_allocation": {"type": "object"}, "verdict": {"type": "object"},
+             "changing_to": TEXT, "changing": {"type": "boolean"}, "trouble": TEXT},
             ["id", "status", "revision", "variants", "traffic_allocation"],
         ),
         "MetVariant": an_object({"experiment": TEXT, "variant": TEXT, "model": TEXT, "status": TEXT}),

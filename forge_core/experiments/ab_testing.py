@@ -255,7 +255,7 @@ class ABTestManager:
     def pause(self, experiment_id: str, reason: str = "paused") -> Experiment:
         """Give everybody the control for a while."""
         record = self.records.get(experiment_id)
-        if record.definition.live:
+        if record.definition.live and record.status == "running":
             self._traffic_of(record).take_back(record.definition, actor=self.actor)
         return self._moved(record, "paused", reason)
 

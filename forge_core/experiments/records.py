@@ -189,11 +189,7 @@ class ExperimentRecords:
         """
         if record.status == status:
             return record
-        if record.status not in _FROM[status]:
-            raise Conflict(
-                f"experiment {record.id!r} is {record.status} and cannot be {status}; "
-                f"it can be from: {', '.join(_FROM[status])}" + ("; stopped is final" * (record.status == "stopped"))
-            )
+        check_move(record, status)
         now = at or datetime.now(UTC)
         values: dict[str, Any] = {"revision": record.revision + 1, "status": status}
         if status == "running" and record.started_at is None:
@@ -295,6 +291,15 @@ class ExperimentRecords:
             frame = pd.DataFrame(result.fetchall(), columns=list(result.keys()))
         frame["at"] = pd.to_datetime(frame["at"], utc=True).astype("datetime64[us, UTC]")
         return frame.sort_values(order, kind="stable", ignore_index=True)
+
+
+def check_move(record: Record, status: Status) -> None:
+    """Raise Conflict where an experiment cannot go from its state to another one."""
+    if record.status not in _FROM[status]:
+        raise Conflict(
+            f"experiment {record.id!r} is {record.status} and cannot be {status}; "
+            f"it can be from: {', '.join(_FROM[status])}" + ("; stopped is final" * (record.status == "stopped"))
+        )
 
 
 def _event(

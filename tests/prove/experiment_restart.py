@@ -89,7 +89,8 @@ def _tell(ground: Ground, settings: Settings, versions: list[str], console: Cons
         "live": True,
         "auto_start": True,
     }
-    made = calls.ask("POST", "/experiments", json=definition)
+    calls.ask("POST", "/experiments", json=definition)
+    made = _until(lambda: calls.ask("GET", f"/experiments/{NAME}"), lambda e: e["status"] == "running", 300.0)
     check("the experiment runs", made["status"] == "running", made["status"])
     _wait_for_split(calls)
     first = {n: calls.predict(n) for n in range(N_USERS)}
@@ -125,7 +126,8 @@ def _tell(ground: Ground, settings: Settings, versions: list[str], console: Cons
     after = calls.verdict()
     check("nothing was lost", after["users"] == before["users"], after["users"])
 
-    stopped = calls.ask("POST", f"/experiments/{NAME}/stop", json={"winner": "champion", "reason": "proven"})
+    calls.ask("POST", f"/experiments/{NAME}/stop", json={"winner": "champion", "reason": "proven"})
+    stopped = _until(lambda: calls.ask("GET", f"/experiments/{NAME}"), lambda e: e["status"] == "stopped", 300.0)
     check("it ends", (stopped["status"], stopped["winner"]) == ("stopped", "champion"), stopped["status"])
     replies = _until(lambda: [calls.predict(n) for n in range(40)], lambda r: not any("experiment" in x for x in r))
     live = {reply["model_version"] for reply in replies}
