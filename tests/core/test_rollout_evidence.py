@@ -88,7 +88,7 @@ def split_rows(storage: Storage, kind: str, share: float, n: int = N, seed: int 
     at = pd.Series(NOON + pd.to_timedelta(np.arange(n) * 0.1, unit="s"))
     frame = pd.DataFrame(
         {
-            "request_id": [f"r{i}" for i in range(n)],
+            "request_id": [f"r{seed}-{i}" for i in range(n)],
             "event_time": at,
             "received_at": at,
             "version": np.where(answered, "2", "1"),
@@ -106,7 +106,7 @@ def split_rows(storage: Storage, kind: str, share: float, n: int = N, seed: int 
         }
     )
     PredictionLog(storage, "m").append(frame)
-    return {f"r{i}": value for i, value in enumerate(label)}
+    return {f"r{seed}-{i}": value for i, value in enumerate(label)}
 
 
 def look(storage: Storage, at: Rollout, kind: str, labels: dict[str, float], minutes: float = 30) -> Look:
