@@ -37,7 +37,7 @@ HEAD, WORKERS = "head", ("w1", "w2")
 CONNECTIONS = 8
 _KINDS = ("router", "variant")
 # Seconds that a start may take; on two idle cores it is one minute.
-_PATIENCE = 420.0
+_PATIENCE = 900.0
 
 
 def run(only: Sequence[str] = ()) -> bool:
