@@ -54,6 +54,7 @@ def processes(patch: pytest.MonkeyPatch) -> Iterator[Processes]:
         variables = {
             **S3_KEYS, **PATIENT, "PGHOST": "127.0.0.1", "PGPORT": str(database.port), "PGUSER": "postgres",
             "PGPASSWORD": PASSWORD,
+            "FORGE_STARTUP_TIMEOUT": "280",
             "FORGE_HOST": "127.0.0.1", "FORGE_API_PORT": str(api), "FORGE_DASHBOARD_PORT": str(dashboard),
             "FORGE_RAY_PORT": str(ray), "FORGE_HAPROXY_METRICS_PORT": str(metrics),
             "FORGE_HAPROXY_STATS_PORT": str(statistics), "FORGE_MODEL": "sample",
