@@ -30,7 +30,9 @@ def deploy(
 
 @flow(name="rollback")
 def rollback(model: str = "flights", reason: str = "asked for", by: str = "rollback flow") -> str:
-    """Give the traffic back to the champion before this one and return its version.
+    """Give the traffic back to the last good champion and return its version.
+
+    While a rollout is under way it ends, and the champion of now has all traffic; otherwise it is the one before.
 
     Parameters
     ----------

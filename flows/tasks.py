@@ -268,13 +268,31 @@ def deploy_version(
     return live
 
 
-@task(name="rollback", **REPEATED)
-def roll_back_version(model: str, from_version: str, actor: str, reason: str) -> str:
-    """Give the traffic to the champion before this one."""
-    from forge_core.deployment.go_back import go_back
+@task(name="begin-rollout", **REPEATED)
+def begin_rollout(
+    model: str, version: str, reason: str, at: datetime | None, approved_by: str | None = None
+) -> dict[str, Any]:
+    """Try a version as every deployment does and give it its first traffic; a rollout under way goes on."""
+    from forge_core.experiments.rollout_run import start_rollout
 
     house = open_house(model)
-    return go_back(
+    if approved_by is not None:
+        chosen = house.registry.resolve(model, version).version
+        approve(house.ledger, model, chosen, actor=approved_by, reason=reason, at=at)
+    found = start_rollout(
+        house.storage, house.ledger, house.registry, house.serve, model, version,
+        policy=house.policy, actor=approved_by or "rollout flow", reason=reason, at=at, progress=logger.info,
+    )  # fmt: skip
+    return {"rollout": found.id, "version": found.version, "step": found.told_step}
+
+
+@task(name="rollback", **REPEATED)
+def roll_back_version(model: str, from_version: str, actor: str, reason: str) -> str:
+    """Give the traffic to the last good champion: ends a rollout, else goes to the champion before this one."""
+    from forge_core.experiments.rollout_run import roll_back_now
+
+    house = open_house(model)
+    return roll_back_now(
         house.ledger, house.registry, house.serve, model,
         actor=actor, reason=reason, from_version=from_version, progress=logger.info,
     )  # fmt: skip

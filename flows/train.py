@@ -3,12 +3,14 @@
 from typing import Any
 
 from prefect import flow
+from prefect.events import emit_event
 from prefect.runtime import flow_run
 
 from flows.dead_runs import crash_dead_runs
 from flows.house import House, open_house, utc
 from flows.tasks import (
     ask_for_approval,
+    begin_rollout,
     compare_parts,
     compile_pipeline,
     deploy_version,
@@ -58,7 +60,7 @@ async def train(
     -------
     dict
         `version`, `passed`, `reason`, `dataset`, and `live` where it was deployed, or in `waits_for` how a person
-        approves it where the policy asks for that.
+        approves it where the policy asks for that; with `rollout.enabled` of the policy, `rollout` where it began.
     """
     await crash_dead_runs()
     return _train(model, source, since, until, trials, start_from, deploy, reason)
@@ -114,6 +116,11 @@ def _train(
         return result
     if waits := ask_for_approval(model, version):
         result["waits_for"] = waits
+    elif policy.rollout.enabled and read_state(house.ledger)[1]["models"].get(model, {}).get("champion"):
+        result["rollout"] = begin_rollout(model, version, reason, utc(until))
+        # Starts the flow `rollout/{model}`, which looks on from here.
+        resource = {"prefect.resource.id": f"forge.model.{model}", "prefect.resource.name": model}
+        emit_event("forge.rollout.wanted", resource=resource, payload={"version": version, "reason": reason})
     else:
         result["live"] = deploy_version(model, version, reason, utc(until))
     return result

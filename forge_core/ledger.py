@@ -4,14 +4,14 @@ SQLite by default (WAL, busy timeout), PostgreSQL by URL, through the same code.
 only after its transaction is committed.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 
 from forge_core.errors import Conflict, ServiceUnavailable
 
@@ -74,6 +74,10 @@ class Event:
         return {**vars(self), "at": self.at or now, "recorded_at": now, "details": dict(self.details)}
 
 
+# Writes more within the same transaction; an error that it raises undoes all of it.
+Also = Callable[[sa.Connection], None]
+
+
 class Ledger:
     """The database behind a SQLAlchemy URL; its tables are made on first use.
 
@@ -98,13 +102,24 @@ class Ledger:
         try:
             if url.startswith("sqlite:///") and not memory:
                 Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-            _tables.create_all(self.engine)
+            self.make_tables(_tables)
         except (OperationalError, OSError) as error:
-            if "already exists" not in str(error):  # two processes may create the tables at once
-                raise ServiceUnavailable(
-                    f"expected the ledger at {self.engine.url.render_as_string(hide_password=True)}, "
-                    f"found: {getattr(error, 'orig', error)}; start that database or set FORGE_LEDGER_URL"
-                ) from error
+            raise ServiceUnavailable(
+                f"expected the ledger at {self.engine.url.render_as_string(hide_password=True)}, "
+                f"found: {getattr(error, 'orig', error)}; start that database or set FORGE_LEDGER_URL"
+            ) from error
+
+    def make_tables(self, tables: sa.MetaData) -> None:
+        """Make the tables that are not there yet; others may make them at the same time."""
+        for _ in tables.tables:  # each race that is lost leaves one table fewer to make
+            try:
+                tables.create_all(self.engine)
+                return
+            except (OperationalError, ProgrammingError, IntegrityError) as error:
+                # PostgreSQL tells of such a race by its own catalogue's unique indexes.
+                if "already exists" not in str(error) and "pg_" not in str(error):
+                    raise
+        tables.create_all(self.engine)
 
     def record_feedback(self, model: str, rows: Iterable[Feedback]) -> int:
         """Commit labels and return how many were new; for a request id seen before the first label stays."""
@@ -122,7 +137,7 @@ class Ledger:
         if not values:
             return 0
         count = sa.select(sa.func.count()).select_from(_feedback).where(_feedback.c.model == model)
-        insert = self._insert(_feedback).on_conflict_do_nothing()
+        insert = self.insert(_feedback).on_conflict_do_nothing()
         with self.engine.begin() as connection:
             before = connection.execute(count).scalar_one()
             connection.execute(insert, values)
@@ -146,11 +161,17 @@ class Ledger:
         return (row.revision, dict(row.state)) if row else (0, {})
 
     def put_serving_state(
-        self, router: str, state: Mapping[str, Any], *, expected_revision: int, event: Event | None = None
+        self,
+        router: str,
+        state: Mapping[str, Any],
+        *,
+        expected_revision: int,
+        event: Event | None = None,
+        also: Also | None = None,
     ) -> int:
         """Replace a router's state if nobody else did since `expected_revision`; return the new revision.
 
-        The event that tells why is committed with it, or neither is.
+        The event that tells why, and whatever `also` writes, are committed with it, or nothing is.
 
         Raises
         ------
@@ -168,7 +189,9 @@ class Ledger:
                 else:
                     changed = connection.execute(change.values(**values)).rowcount
                 if changed and event is not None:
-                    connection.execute(sa.insert(_events).values(event._row()))
+                    record_event(connection, event)
+                if changed and also is not None:
+                    also(connection)
                 if changed:
                     return revision
         except IntegrityError:
@@ -192,7 +215,7 @@ class Ledger:
         """Append an `Event`."""
         event = Event(kind, model, version, actor, reason, at, details or {})
         with self.engine.begin() as connection:
-            connection.execute(sa.insert(_events).values(event._row()))
+            record_event(connection, event)
 
     def events(self, model: str, *kinds: str) -> list[dict[str, Any]]:
         """Return a model's events in the order they were recorded, all kinds or only the given ones."""
@@ -211,10 +234,16 @@ class Ledger:
             rows = connection.execute(query).mappings().all()
         return [{**row, "at": _utc(row["at"]), "recorded_at": _utc(row["recorded_at"])} for row in rows]
 
-    def _insert(self, table: sa.Table) -> Any:
+    def insert(self, table: sa.Table) -> Any:
+        """Return an INSERT in this database's dialect, which knows what to do about a row that is there already."""
         from sqlalchemy.dialects import postgresql, sqlite
 
         return {"sqlite": sqlite, "postgresql": postgresql}[self.engine.dialect.name].insert(table)
+
+
+def record_event(connection: sa.Connection, event: Event) -> None:
+    """Append an event within a transaction, so that it is committed with what it tells of, or neither is."""
+    connection.execute(sa.insert(_events).values(event._row()))
 
 
 def _tune_sqlite(connection: Any, _record: Any) -> None:

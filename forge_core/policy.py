@@ -181,6 +181,62 @@ class ServingPolicy(_Section):
         return self
 
 
+class RolloutPolicy(_Section):
+    """How a version comes live whose traffic grows step by step, and what sends it back."""
+
+    enabled: bool = Field(False, description="Training starts a rollout instead of a direct swap.")
+    shadow_share: float = Field(0.25, ge=0, le=1, description="Share of the traffic copied to it first; 0: no shadow.")
+    shadow_rows: int = Field(500, ge=1, description="Copies that are compared before the first step.")
+    steps: tuple[float, ...] = Field(
+        (0.01, 0.05, 0.25, 0.5, 1.0), description="Shares of the traffic, ascending; the last is 1."
+    )
+    min_rows: int = Field(200, ge=1, description="Rows of the version that a step waits for.")
+    min_minutes: float = Field(10.0, ge=0, description="Minutes that a step lasts at least (wall clock).")
+    max_hours: float = Field(72.0, gt=0, description="Hours (wall clock) after which it goes back.")
+    look_seconds: float = Field(30.0, gt=0, description="Time between two looks at the evidence.")
+    alpha: float = Field(
+        0.05, gt=0, lt=1, description="Chance that a version within all limits is sent back, over guards, steps, looks."
+    )
+    max_error_rate: float = Field(0.005, gt=0, lt=1, description="Share of its rows on which it may fail.")
+    max_latency_ratio: float = Field(1.5, ge=1, description="Its p95 latency over the champion's.")
+    min_latency_ms: float = Field(5.0, ge=0, description="By so much it may be slower, whatever the ratio.")
+    max_disagreement: float = Field(
+        0.3,
+        gt=0,
+        lt=1,
+        description="Share of copied rows answered otherwise than by the champion, while no labels vouch.",
+    )
+    max_prediction_distance: float = Field(
+        0.4, gt=0, lt=1, description="Kolmogorov-Smirnov distance of its answers' distribution from the champion's."
+    )
+    max_quality_loss: float = Field(
+        0.02, ge=0, description="Further wrong answers a row, estimated without labels or found by them, that pass."
+    )
+    require_better: bool = Field(False, description="Leave the shadow only once labels show that it is better.")
+    keep_warm: bool = Field(True, description="The champion before stays loaded after the last step, for a rollback.")
+
+    @model_validator(mode="after")
+    def _ascending(self) -> "RolloutPolicy":
+        steps = list(self.steps)
+        if not steps or steps != sorted(set(steps)) or steps[0] <= 0 or steps[-1] != 1:
+            raise ValueError(f"expected ascending steps above 0 that end at 1, found {steps}")
+        if self.require_better and self.shadow_share == 0:
+            raise ValueError("require_better needs a shadow: give shadow_share")
+        return self
+
+
+class ExperimentPolicy(_Section):
+    """By which rule versions of a model are compared on its users, and when a comparison is ended."""
+
+    alpha: float = Field(0.05, gt=0, lt=0.5, description="Chance of a winner where there is none.")
+    baseline: float | None = Field(None, gt=0, lt=1, description="Conversion rate that is expected of the champion.")
+    min_effect: float | None = Field(None, gt=0, description="Smallest difference of conversion rates that matters.")
+    max_units: int | None = Field(None, ge=1, description="Users after which it ends; none: open.")
+    max_days: float = Field(28.0, gt=0, description="Days after which it ends, whatever is known by then.")
+    share: float = Field(0.5, gt=0, lt=1, description="Share of the users who meet the challenger.")
+    end: bool = Field(True, description="The flow ends it once the verdict says to stop; else a person does.")
+
+
 class ModelPolicy(_Section):
     """All sections for one model."""
 
@@ -190,6 +246,8 @@ class ModelPolicy(_Section):
     monitor: MonitorPolicy = MonitorPolicy()
     retrain: RetrainPolicy = RetrainPolicy()
     serving: ServingPolicy = ServingPolicy()
+    rollout: RolloutPolicy = RolloutPolicy()
+    experiment: ExperimentPolicy = ExperimentPolicy()
 
 
 def load_policies(path: str | Path) -> dict[str, ModelPolicy]:

@@ -15,24 +15,33 @@ from starlette.types import Receive, Scope, Send
 
 from forge_core.errors import ForgeError, ServiceUnavailable
 from forge_core.monitoring.metric_names import REQUEST_SECONDS, REQUESTS
-from serve_app.bodies import USUAL, Limits, many_rows, not_the_form, one_row, parsed, read_json
+from serve_app.bodies import USUAL, Limits, header, many_rows, not_the_form, one_row, parsed, read_json
 from serve_app.docs_page import docs_routes
 from serve_app.door import Caller, Door
+from serve_app.experiment_routes import experiment_routes
 from serve_app.openapi import openapi_document
 from serve_app.protocol import FEEDBACK, LABEL, Unauthorized, json_reply, problem, problem_of
+from serve_app.rollout_routes import rollout_routes
 from serve_app.router import Switchboard
+from serve_app.steering import Steering
 from serve_app.v2_routes import v2_routes
 
 logger = logging.getLogger(__name__)
 
 # What Serve raises while a replica is busy or comes back.
 _PASSING = {"BackPressureError", "DeploymentUnavailableError", "RayActorError", "ActorDiedError"}
-_LONGEST_NAME = 128
 
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def build_api(board: Switchboard, door: Door, *, trust_event_time: bool, limits: Limits = USUAL) -> Starlette:
+def build_api(
+    board: Switchboard,
+    door: Door,
+    *,
+    trust_event_time: bool,
+    limits: Limits = USUAL,
+    steering: Steering | None = None,
+) -> Starlette:
     """Return the application over a switchboard.
 
     Parameters
@@ -43,6 +52,8 @@ def build_api(board: Switchboard, door: Door, *, trust_event_time: bool, limits:
         Honour the header `X-Forge-Event-Time` (replaying history), else use the time of receipt.
     limits : Limits
         What one request may cost.
+    steering : Steering, optional
+        What changes the serving state; None for a server without a ledger.
     """
     routes = _Routes(board, door, trust_event_time, limits)
 
@@ -65,6 +76,10 @@ def build_api(board: Switchboard, door: Door, *, trust_event_time: bool, limits:
             route("/models/{model}/predict/batch", routes.predict_batch, "POST"),
             route("/models/{model}/feedback", routes.feedback, "POST"),
             *v2_routes(board, routes.admit, door.spend, counted=routes.counted, moment=routes.moment, limits=limits),
+            *experiment_routes(
+                board.experiments, routes.admit, door.spend, counted=routes.counted, moment=routes.moment, limits=limits
+            ),
+            *rollout_routes(steering, routes.admit, counted=routes.counted, limits=limits),
             *docs_routes(routes.document, routes.admit, counted=routes.counted),
         ],
         exception_handlers={HTTPException: _http_error},
@@ -114,9 +129,10 @@ class _Routes:
     async def predict(self, request: Request) -> Response:
         """Answer one row."""
         caller = self.admit(request, "predict")
-        features = one_row(await read_json(request, self.limits))
+        features, user = one_row(await read_json(request, self.limits))
         self.door.spend(caller, 1)
-        request_id = _header(request, "x-request-id")
+        request_id = header(request, "x-request-id")
+        user = header(request, "x-forge-user") or user
         replies = await self.board.predict(
             _model(request),
             [features],
@@ -124,16 +140,24 @@ class _Routes:
             self.moment(request),
             _version(request),
             caller.owner,
+            [user] if user else None,
         )
         return json_reply(replies[0])
 
     async def predict_batch(self, request: Request) -> Response:
         """Answer many rows."""
         caller = self.admit(request, "predict")
-        rows, n_rows, ids = many_rows(await read_json(request, self.limits), self.limits)
+        rows, n_rows, ids, users = many_rows(await read_json(request, self.limits), self.limits)
         self.door.spend(caller, n_rows)
+        user = header(request, "x-forge-user")
         replies = await self.board.predict(
-            _model(request), rows, ids, self.moment(request), _version(request), caller.owner
+            _model(request),
+            rows,
+            ids,
+            self.moment(request),
+            _version(request),
+            caller.owner,
+            [user] * n_rows if user else users,
         )
         return json_reply({"predictions": replies})
 
@@ -191,7 +215,7 @@ class _Routes:
 
     def moment(self, request: Request) -> datetime | None:
         """Return the event time that a request tells, where it is trusted."""
-        told = _header(request, "x-forge-event-time") if self.trust_event_time else None
+        told = header(request, "x-forge-event-time") if self.trust_event_time else None
         if told is None:
             return None
         try:
@@ -206,14 +230,7 @@ def _model(request: Request) -> str | None:
 
 
 def _version(request: Request) -> str | None:
-    return _header(request, "x-forge-version")
-
-
-def _header(request: Request, name: str) -> str | None:
-    value = request.headers.get(name)
-    if value is not None and not 0 < len(value) <= _LONGEST_NAME:
-        raise not_the_form(name.title(), f"expected 1 to {_LONGEST_NAME} characters, found {len(value)}")
-    return value
+    return header(request, "x-forge-version")
 
 
 async def _http_error(request: Request, error: Any) -> Response:

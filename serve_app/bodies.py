@@ -15,6 +15,8 @@ from serve_app.protocol import BodyTooLarge, NotJson, NotTheForm, SlowRequest, W
 
 Form = TypeVar("Form")
 
+_LONGEST_ID = 128
+
 # In JSON every key ends so; texts may hold it too, so the count is never below that of the keys.
 _KEY_END = re.compile(rb'"[ \t\r\n]*:')
 
@@ -86,34 +88,66 @@ def parse_json(body: bytes) -> Any:
     return data
 
 
-def one_row(data: Any) -> dict[str, Any]:
-    """Return the features of `{"features": {…}}`."""
+def header(request: Request, name: str) -> str | None:
+    """Return the text of a header that holds an id, or None; raises NotTheForm where it is too long."""
+    value = request.headers.get(name)
+    if value is not None and not 0 < len(value) <= _LONGEST_ID:
+        raise not_the_form(name.title(), f"expected 1 to {_LONGEST_ID} characters, found {len(value)}")
+    return value
+
+
+def one_row(data: Any) -> tuple[dict[str, Any], str | None]:
+    """Return the features, and the user or None, of `{"features": {…}, "user": "…"}`."""
     if type(data) is dict and len(data) == 1 and type(features := data.get("features")) is dict:
-        return features
-    _object_with(data, {"features"}, {"features"})
-    raise not_the_form("features", f"expected an object of feature names and values, found {_name(data['features'])}")
+        return features, None
+    _object_with(data, {"features"}, {"features", "user"})
+    if type(features := data["features"]) is not dict:
+        raise not_the_form("features", f"expected an object of feature names and values, found {_name(features)}")
+    user = data.get("user")
+    if user is not None and not _is_id(user):
+        raise not_the_form("user", "expected a text of 1 to 128 characters")
+    return features, user
 
 
-def many_rows(data: Any, limits: Limits) -> tuple[Rows, int, list[str] | None]:
-    """Return (rows, how many, request ids or None) of `{"records": [{…}], …}` or `{"columns": {name: […]}, …}`."""
+class ManyRows(NamedTuple):
+    """What a request of many rows holds; ids and users are one a row, or None."""
+
+    rows: Rows
+    n_rows: int
+    request_ids: list[str] | None
+    users: list[str] | None
+
+
+def many_rows(data: Any, limits: Limits) -> ManyRows:
+    """Return what stands in `{"records": [{…}], …}` or `{"columns": {name: […]}, …}`."""
     form = "columns" if isinstance(data, dict) and "columns" in data else "records"
-    _object_with(data, {form}, {form, "request_ids"})
+    _object_with(data, {form}, {form, "request_ids", "users"})
     rows = data[form]
     n_rows = (_length_of_columns if form == "columns" else _length_of_records)(rows)
     if n_rows == 0:
         raise not_the_form(form, "expected at least one row, found none")
     if n_rows > limits.rows:
         raise BodyTooLarge(f"expected at most {limits.rows} rows a request, found {n_rows}; send several requests")
-    ids = data.get("request_ids")
-    if ids is None:
-        return rows, n_rows, None
-    if not isinstance(ids, list) or not all(isinstance(i, str) and 0 < len(i) <= 128 for i in ids):
-        raise not_the_form("request_ids", "expected a list of texts of 1 to 128 characters")
-    if len(ids) != n_rows:
-        raise not_the_form("request_ids", f"expected one request id a row, found {len(ids)} for {n_rows} rows")
-    if len(set(ids)) != len(ids):
+    ids = _one_a_row(data, "request_ids", n_rows)
+    if ids is not None and len(set(ids)) != len(ids):
         raise not_the_form("request_ids", "expected each request id once")
-    return rows, n_rows, ids
+    return ManyRows(rows, n_rows, ids, _one_a_row(data, "users", n_rows))
+
+
+def _one_a_row(data: Mapping[str, Any], field: str, n_rows: int) -> list[str] | None:
+    texts: list[str] | None = data.get(field)
+    if texts is None:
+        return None
+    if not isinstance(texts, list) or not all(map(_is_id, texts)):
+        raise not_the_form(field, "expected a list of texts of 1 to 128 characters")
+    if len(texts) != n_rows:
+        what = "request id" if field == "request_ids" else "user"
+        raise not_the_form(field, f"expected one {what} a row, found {len(texts)} for {n_rows} rows")
+    return texts
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= _LONGEST_ID
 
 
 def parsed(form: "TypeAdapter[Form]", data: Any) -> Form:
@@ -121,11 +155,16 @@ def parsed(form: "TypeAdapter[Form]", data: Any) -> Form:
     try:
         return form.validate_python(data)
     except ValidationError as error:
-        faults = [
-            {"field": ".".join(map(str, e["loc"])), "reason": e["msg"]}
-            for e in error.errors(include_url=False, include_context=False, include_input=False)
-        ]
-        raise _of_faults(faults) from None
+        raise faults_of(error) from None
+
+
+def faults_of(error: ValidationError) -> NotTheForm:
+    """Return pydantic's error as ours, every fault at once."""
+    faults = [
+        {"field": ".".join(map(str, e["loc"])), "reason": e["msg"].removeprefix("Value error, ")}
+        for e in error.errors(include_url=False, include_context=False, include_input=False)
+    ]
+    return _of_faults(faults)
 
 
 def _length_of_records(records: Any) -> int:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from ray import serve
 
-from forge_core.monitoring.metric_names import DROPPED, LOGGED
+from forge_core.monitoring.metric_names import DROPPED, LOGGED, SHADOW_DROPPED
 from serve_app.counting import Counting
 
 logger = logging.getLogger(__name__)
@@ -17,10 +17,15 @@ _SHIPMENT = 4096
 
 
 class Watch(NamedTuple):
-    """How a model is watched: hours of a window, and features that are counted but never logged."""
+    """How a model's rows are watched: hours of a window, features that are counted but never logged, and their form.
+
+    The form says which columns stand before the features: `served`, or `split` where a split shares the traffic out.
+    Rows of the form `shadow` have no features, and go to the shadow log alone.
+    """
 
     window_hours: float
     redacted: tuple[str, ...] = ()
+    form: str = "served"
 
 
 class Journal:
@@ -48,14 +53,17 @@ class Journal:
     def add(self, model: str, version: str, watch: Watch, rows: list[Row]) -> None:
         """Keep rows for the next shipment, or drop and count them when the buffer is full."""
         if self.waiting + len(rows) > self.max_rows:
-            self._drop(model, version, len(rows), "router")
+            self._drop(model, version, watch, len(rows), "router")
             return
         self.rows.setdefault((model, version, watch), []).extend(rows)
         self.waiting += len(rows)
         if self._gathering is None or self._gathering.done():
             self._gathering = asyncio.ensure_future(self._gather())
 
-    def _drop(self, model: str, version: str, n_rows: int, at: str) -> None:
+    def _drop(self, model: str, version: str, watch: Watch, n_rows: int, at: str) -> None:
+        if watch.form == "shadow":
+            self.counting.count(SHADOW_DROPPED, (model, version, at), n_rows)
+            return
         self.dropped += n_rows
         self.counting.count(DROPPED, (model, version, at), n_rows)
 
@@ -80,9 +88,10 @@ class Journal:
                 # Asking for a handle waits for the controller, and plain values need no look at each of them.
                 self._log = serve.get_app_handle("profiler").log.options(request_serialization="pickle")
             await self._log.remote(model, version, watch, rows)
-            self.counting.count(LOGGED, (model, version), len(rows))
+            if watch.form != "shadow":
+                self.counting.count(LOGGED, (model, version), len(rows))
         except Exception:
-            self._drop(model, version, len(rows), "profiler")
+            self._drop(model, version, watch, len(rows), "profiler")
             logger.exception("rows not logged model=%s version=%s rows=%d", model, version, len(rows))
         finally:
             self.waiting -= len(rows)

@@ -142,7 +142,12 @@ def infer_reply(live: LiveVersion, request: InferRequest, replies: Sequence[Mapp
         if datatypes[name] == "BYTES":
             values = [v if isinstance(v, str) else str(v) for v in values]
         outputs.append({"name": name, "datatype": datatypes[name], "shape": [len(values)], "data": values})
-    answered = {"model_name": live.model, "model_version": live.version, "outputs": outputs}
+    # Of several versions where a split shares the rows of a request out.
+    version = ", ".join(dict.fromkeys(reply["model_version"] for reply in replies)) or live.version
+    answered: dict[str, Any] = {"model_name": live.model, "model_version": version, "outputs": outputs}
+    if "experiment" in replies[0]:
+        variants = ", ".join(dict.fromkeys(reply["variant"] for reply in replies))
+        answered["parameters"] = {"variant": variants, "experiment": replies[0]["experiment"]}
     return answered if request.id is None else {"id": request.id, **answered}
 
 

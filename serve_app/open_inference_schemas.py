@@ -5,7 +5,7 @@ from typing import Any
 
 from serve_app.live_version import LiveVersion
 from serve_app.open_inference import LONGEST_ID
-from serve_app.operations import MODEL, VERSION_IN_PATH, operation, ref
+from serve_app.operations import MODEL, USER, VERSION_IN_PATH, operation, ref
 from serve_app.schemas import COUNT, TEXT, Schema, an_object
 from serve_app.tensors import DATATYPES, LONGEST_NAME, OF_KIND
 
@@ -25,8 +25,8 @@ def v2_paths(prefix: str, live: LiveVersion | None, tag: str) -> dict[str, Any]:
     ):
         read: dict[str, Any] = {"tag": tag, "parameters": parameters, "errors": _READ_ERRORS}
         infer = operation(
-            f"infer_{of}", "Rows as tensors", schema=ref("InferReply"), tag=tag, parameters=parameters,
-            body=ref("InferRequest"), example=infer_example(live) if live else None,
+            f"infer_{of}", "Rows as tensors", schema=ref("InferReply"), tag=tag,
+            parameters=[*parameters, USER], body=ref("InferRequest"), example=infer_example(live) if live else None,
         )  # fmt: skip
         binary = {"schema": {"description": "The reply's JSON, and the outputs' bytes after it."}}
         infer["responses"]["200"]["content"]["application/octet-stream"] = binary
@@ -97,6 +97,7 @@ def v2_schemas() -> dict[str, Schema]:
                 "model_name": TEXT,
                 "model_version": TEXT,
                 "id": TEXT,
+                "parameters": an_object({"variant": TEXT, "experiment": TEXT}),
                 "outputs": {"type": "array", "items": answered},
             },
             ["model_name", "model_version", "outputs"],

@@ -8,13 +8,16 @@ from urllib.parse import quote
 from pydantic import BaseModel
 
 from forge_core import __version__
+from serve_app.experiment_schemas import experiment_paths, experiment_schemas
 from serve_app.live_version import LiveVersion
 from serve_app.open_inference_schemas import v2_paths, v2_schemas
-from serve_app.operations import EVENT_TIME, FLUSH, MODEL, REQUEST_ID, VERSION, components, operation, ref
+from serve_app.operations import EVENT_TIME, FLUSH, MODEL, REQUEST_ID, USER, VERSION, components, operation, ref
 from serve_app.protocol import FeedbackRequest, Label
+from serve_app.rollout_routes import rollout_paths, rollout_schemas
 from serve_app.schemas import (
     COUNT,
     TEXT,
+    USER_ID,
     Schema,
     an_object,
     batch_schema,
@@ -40,8 +43,9 @@ def openapi_document(versions: Sequence[LiveVersion], default_model: str) -> dic
     """
     live = {version.model: version for version in versions}
     default = live.get(default_model)
-    schemas = {**_shared_schemas(), **v2_schemas()}
-    paths = {**_house_paths(), **_model_paths("", default, f"{default_model} (default)")}
+    schemas = {**_shared_schemas(), **v2_schemas(), **experiment_schemas(), **rollout_schemas()}
+    paths = {**_house_paths(), **experiment_paths(), **rollout_paths()}
+    paths |= _model_paths("", default, f"{default_model} (default)")
     shown: list[LiveVersion | None] = [*(live[model] for model in sorted(live))] or [None]
     for version in shown:
         prefix = f"/models/{quote(version.model, safe='') if version else '{model}'}"
@@ -99,12 +103,12 @@ def _model_paths(prefix: str, live: LiveVersion | None, tag: str) -> dict[str, A
         prefix or "/model/info": {"get": info},
         f"{prefix}/predict": post(
             "predict", "One row", ref(f"{name}Request"), prediction,
-            {"features": example} if live else None, [REQUEST_ID, VERSION, EVENT_TIME],
+            {"features": example} if live else None, [REQUEST_ID, USER, VERSION, EVENT_TIME],
         ),
         f"{prefix}/predict/batch": post(
             "predict_batch", "Many rows", ref(f"{name}Batch"),
             an_object({"predictions": {"type": "array", "items": prediction}}),
-            {"records": [example]} if live else None, [VERSION, EVENT_TIME],
+            {"records": [example]} if live else None, [USER, VERSION, EVENT_TIME],
         ),
         f"{prefix}/feedback": post(
             "feedback", "What really happened", {"oneOf": [ref("Label"), ref("FeedbackRequest")]},
@@ -120,7 +124,9 @@ def _model_schemas(live: LiveVersion | None) -> dict[str, Schema]:
     features = f"{name}Features"
     return {
         features: record,
-        f"{name}Request": an_object({"features": ref(features)}, additionalProperties=False),
+        f"{name}Request": an_object(
+            {"features": ref(features), "user": USER_ID}, ["features"], additionalProperties=False
+        ),
         f"{name}Batch": batch_schema(ref(features), columns),
         f"{name}Prediction": prediction_schema(live),
     }

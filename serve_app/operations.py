@@ -14,6 +14,7 @@ _ERRORS = {
     403: "The key lacks the scope",
     404: "No such model or version",
     408: "The body took too long to arrive",
+    409: "Something else is in the way: another definition, another state, another split",
     413: "More bytes or rows than one request may have",
     415: "The body is not said to be JSON",
     422: "Not of the expected form; every fault is in `errors`",
@@ -38,6 +39,14 @@ VERSION_IN_PATH = _parameter("version", "path", TEXT, "A version that is held: t
 VERSION = _parameter("X-Forge-Version", "header", _REQUEST_ID, "Ask this version; its rows are a trial.")
 EVENT_TIME = _parameter("X-Forge-Event-Time", "header", _MOMENT, "When it happened; honoured in the local profile.")
 REQUEST_ID = _parameter("X-Request-ID", "header", _REQUEST_ID, "Your own id, for feedback.")
+EXPERIMENT = _parameter("experiment", "path", TEXT, "The experiment's id.")
+ASKED_USER = {
+    **_parameter("user", "query", _REQUEST_ID, "What stays the same when the user comes again."),
+    "required": True,
+}
+USER = _parameter(
+    "X-Forge-User", "header", _REQUEST_ID, "Whose the request is: a user gets the same variant each time."
+)
 FLUSH = _parameter("flush", "query", {"type": "boolean", "default": False}, "Write what waits first.")
 
 

@@ -18,6 +18,7 @@ from forge_core.deployment.mirror import mirrored_version
 from forge_core.errors import ServiceUnavailable
 from forge_core.monitoring.prediction_log import PredictionLog
 from forge_core.monitoring.profiles import merge_profiles, profile_frame
+from forge_core.monitoring.shadow_log import SHADOW_COLUMNS, ShadowLog
 from forge_core.monitoring.windows import ReferenceProfile, WindowStore, window_start
 from forge_core.statistics.counts import GridCounts
 from forge_core.storage import Storage
@@ -26,6 +27,9 @@ from serve_app.journal import Row, Watch
 logger = logging.getLogger(__name__)
 
 LOG_COLUMNS = ["request_id", "event_time", "received_at", "version", "variant", "owner", "prediction", "probability"]
+# What stands beside them while a split shares the traffic out.
+SPLIT_COLUMNS = ["assigned", "split", "propensity", "unit", "latency_ms", "fault"]
+_FORMS = {"served": LOG_COLUMNS, "split": [*LOG_COLUMNS, *SPLIT_COLUMNS]}
 
 # Windows that are kept open, so that more rows go into the same file; traffic in order needs one or two a version.
 _MAX_OPEN = 64
@@ -68,7 +72,9 @@ class Profiler:
         self._timer = asyncio.get_running_loop().create_task(self._tick())
 
     async def log(self, model: str, version: str, watch: Watch, rows: Sequence[Row]) -> None:
-        """Take served rows and return when they are written: LOG_COLUMNS' values, then features in contract order.
+        """Take served rows and return when they are written.
+
+        A row has the values of its form's columns, then those of the features in contract order.
 
         Raises
         ------
@@ -130,9 +136,12 @@ class Profiler:
         return self._references[model, version]
 
     def _write(self, model: str, version: str, watch: Watch, rows: list[Row]) -> None:
+        if watch.form == "shadow":
+            ShadowLog(self.storage, model).append(pd.DataFrame(rows, columns=list(SHADOW_COLUMNS)))
+            return
         reference, features = self._reference(model, version)
-        logged_as = {name: f"feature.{name}" if name in LOG_COLUMNS else name for name in features}
-        frame = pd.DataFrame(rows, columns=[*LOG_COLUMNS, *logged_as.values()])
+        logged_as = {name: f"feature.{name}" if name in _FORMS["split"] else name for name in features}
+        frame = pd.DataFrame(rows, columns=[*_FORMS[watch.form], *logged_as.values()])
         hidden = [column for name, column in logged_as.items() if name in watch.redacted]
         PredictionLog(self.storage, model).append(frame.drop(columns=hidden))
         starts = {moment: window_start(moment, watch.window_hours) for moment in {row[1] for row in rows}}

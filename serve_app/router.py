@@ -1,4 +1,4 @@
-"""The front: check against the version's contract, ask the variant's lane, reply; log off the path."""
+"""The front: choose the version, check against its contract, ask its lane, reply; log off the path."""
 
 import asyncio
 import logging
@@ -12,12 +12,16 @@ from ray import serve
 
 from forge_core import __version__
 from forge_core.data.many_row_checks import Rows
+from forge_core.deployment.routing_table import Row, row_versions
 from forge_core.errors import ModelNotFound, SchemaViolation, ServiceUnavailable
-from forge_core.monitoring.metric_names import PREDICTION_SECONDS, PREDICTIONS, REFUSED
+from forge_core.monitoring.metric_names import PREDICTION_SECONDS, PREDICTIONS, REFUSED, SPLIT_FAULTS
 from forge_core.storage import Storage
 from serve_app.counting import Counting
+from serve_app.experiment_desk import ExperimentDesk
 from serve_app.journal import Journal, Watch
 from serve_app.live_version import LiveVersion, answer, load_live_version, watched
+from serve_app.shadowing import Shadows
+from serve_app.splitting import CHAMPION, Answered, LiveSplit
 
 logger = logging.getLogger(__name__)
 
@@ -40,44 +44,61 @@ class Switchboard:
         self.default_model = default_model
         self.live: dict[str, LiveVersion] = {}
         self.held: dict[str, dict[str, LiveVersion]] = {}
+        self.splits: dict[str, LiveSplit] = {}
+        self.trials: dict[str, str] = {}
         self.watch: Mapping[str, Watch | None] = {}
         self._routing = asyncio.Lock()
         self.counting = Counting()
         self.journal = Journal(self.counting)
+        self.experiments: ExperimentDesk | None = None
+        self.shadows = Shadows(lambda *rows: self.journal.add(*rows), self.counting)
 
     async def route(
-        self, table: Mapping[str, Mapping[str, str]], watch: Mapping[str, Mapping[str, Any] | None] | None = None
+        self, table: Mapping[str, Row], watch: Mapping[str, Mapping[str, Any] | None] | None = None
     ) -> None:
         """Load what is new beside what is held, then swap at once.
 
         Parameters
         ----------
         table : mapping
-            A model's row names its champion, which gets the traffic, and its candidate, which answers only who asks
-            for that version.
+            A model's row names its champion, which gets the traffic unless a split shares it out, and versions that
+            answer only who asks for them: the candidate, and one that stays warm.
         watch : mapping, optional
             Each model's fields of `Watch`; None for one that is neither profiled nor logged.
         """
         async with self._routing:
             held = {model: await self._hold(model, row) for model, row in table.items()}
             champions = {m: held[m][row["champion"]] for m, row in table.items() if "champion" in row}
+            splits = {
+                m: LiveSplit.of(row["split"], held[m], champions[m])
+                for m, row in table.items()
+                if "split" in row and m in champions
+            }
             told = {m: Watch(w["window_hours"], tuple(w["redacted"])) if w else None for m, w in (watch or {}).items()}
-            self.held, self.live, self.watch = held, champions, told
+            self.held, self.live, self.splits, self.watch = held, champions, splits, told
+            self.shadows.route(
+                {
+                    m: (row["shadow"], held[m][row["shadow"]["version"]])
+                    for m, row in table.items()
+                    if "shadow" in row and row["shadow"]["version"] in held[m] and m in champions
+                }
+            )
+            self.trials = {m: row["candidate"] for m, row in table.items() if row.get("candidate") in held[m]}
         logger.info("routing %s holding %s", self._versions(), {m: sorted(v) for m, v in held.items()})
 
-    async def _hold(self, model: str, row: Mapping[str, str]) -> dict[str, LiveVersion]:
+    async def _hold(self, model: str, row: Row) -> dict[str, LiveVersion]:
         current = self.held.get(model, {})
         versions: dict[str, LiveVersion] = {}
-        for role, version in row.items():
+        for version in row_versions(row):
             try:
                 if version not in current:
                     current = {**current, version: await asyncio.to_thread(self._load, model, version)}
                 versions[version] = current[version]
             except Exception:
-                if role == "champion":
+                if version == row.get("champion"):
                     raise
                 # The deployment that tries it will hear that it is not held; what is live must not suffer.
-                logger.exception("candidate not loaded model=%s version=%s", model, version)
+                logger.exception("version not loaded model=%s version=%s", model, version)
         return versions
 
     def _load(self, model: str, version: str) -> LiveVersion:
@@ -126,8 +147,11 @@ class Switchboard:
         event_time: datetime | None = None,
         version: str | None = None,
         owner: str = "",
+        users: Sequence[str] | None = None,
     ) -> list[dict[str, Any]]:
-        """Return one reply a record (all of one version), and journal the rows.
+        """Return one reply a record, and journal the rows.
+
+        All are of one version, unless a split shares the model's traffic out.
 
         Parameters
         ----------
@@ -137,6 +161,8 @@ class Switchboard:
             Ask this version, not the live one. Such rows are a trial: neither logged nor watched.
         owner : str
             Whose key was shown; kept in the prediction log.
+        users : sequence of str, optional
+            Whose each row is: a user gets the same variant each time. By default each request is a unit of its own.
 
         Raises
         ------
@@ -145,18 +171,26 @@ class Switchboard:
         """
         started = time.perf_counter()
         live = self.version_of(model, version)
+        split = self.splits.get(live.model) if version is None else None
+        if split is not None:
+            return await self._predict_split(split, records, request_ids, event_time, owner, users)
         rows = self._checked(live, records)
         ids = request_ids if request_ids is not None else _new_ids(len(rows))
         scores = await live.lane.ask(rows)
         elapsed = time.perf_counter() - started
         answers = [answer(live, score) for score in scores]
-        labels = (live.model, live.version, "champion" if version is None else "asked")
+        variant = CHAMPION if version is None else "asked"
+        labels = (live.model, live.version, variant)
         self.counting.count(PREDICTIONS, labels, len(rows))
         self.counting.observe(PREDICTION_SECONDS, labels, elapsed)
+        if version is None and (shadow := self.shadows.of.get(live.model)) is not None:
+            received = datetime.now(UTC)
+            given = [(prediction, watched(score)) for (prediction, _), score in zip(answers, scores, strict=True)]
+            self.shadows.offer(shadow, live, records, ids, given, elapsed, (event_time or received, received))
         watch = self.watch.get(live.model, _USUAL)
         if version is None and watch is not None:
             received = datetime.now(UTC)
-            facts = (event_time or received, received, live.version, "champion", owner)
+            facts = (event_time or received, received, live.version, CHAMPION, owner)
             self.journal.add(
                 live.model,
                 live.version,
@@ -174,17 +208,79 @@ class Switchboard:
                 "processing_time_ms": round(elapsed * 1000, 3),
                 "model": live.model,
                 "request_id": request_id,
+                "variant": variant,
             }
             for request_id, (prediction, probability) in zip(ids, answers, strict=True)
         ]
+
+    async def _predict_split(
+        self,
+        split: LiveSplit,
+        records: Rows,
+        request_ids: Sequence[str] | None,
+        event_time: datetime | None,
+        owner: str,
+        users: Sequence[str] | None,
+    ) -> list[dict[str, Any]]:
+        """Return one reply a record where a split shares the traffic out, and journal each row with its assignment."""
+        ids = request_ids if request_ids is not None else _new_ids(_length(records))
+        model = split.champion.model
+        try:
+            answered = await split.ask(records, users if users is not None and split.keyed else ids)
+        except SchemaViolation as error:
+            self._count_refused(split.champion, error)
+            raise
+        received = datetime.now(UTC)
+        moment = event_time or received
+        replies, logged = [], dict[str, list[tuple[Any, ...]]]()
+        for request_id, one in zip(ids, answered, strict=True):
+            prediction, probability = answer(one.live, one.score)
+            milliseconds = round(one.seconds * 1000, 3)
+            logged.setdefault(one.live.version, []).append(
+                (
+                    request_id, moment, received, one.live.version, one.variant, owner, prediction, watched(one.score),
+                    one.assigned.variant, split.id, one.assigned.propensity, one.assigned.unit, milliseconds, one.fault,
+                    *one.row,
+                )
+            )  # fmt: skip
+            replies.append(
+                {
+                    "prediction": prediction,
+                    "prediction_probability": probability,
+                    "model_version": one.live.version,
+                    "processing_time_ms": milliseconds,
+                    "model": model,
+                    "request_id": request_id,
+                    "variant": one.variant,
+                    "experiment": split.id,
+                }
+            )
+        self._count_split(model, answered)
+        watch = self.watch.get(model, _USUAL)
+        if watch is not None:
+            for version, rows in logged.items():
+                self.journal.add(model, version, watch._replace(form="split"), rows)
+        return replies
+
+    def _count_split(self, model: str, answered: Sequence[Answered]) -> None:
+        for one in answered:
+            labels = (model, one.live.version, one.variant)
+            self.counting.count(PREDICTIONS, labels)
+            if one.fault:
+                self.counting.count(SPLIT_FAULTS, (model, one.assigned.variant, one.fault))
+        for labels, seconds in {(model, o.live.version, o.variant): o.seconds for o in answered}.items():
+            self.counting.observe(PREDICTION_SECONDS, labels, seconds)
 
     def _checked(self, live: LiveVersion, records: Rows) -> list[tuple[Any, ...]]:
         try:
             return live.contract.check_rows(records)
         except SchemaViolation as error:
-            n_rows = len({fault.get("row") for fault in error.context["faults"]})
-            self.counting.count(REFUSED, (live.model, live.version), n_rows)
+            self._count_refused(live, error)
             raise
+
+    def _count_refused(self, live: LiveVersion, error: SchemaViolation) -> None:
+        n_rows = len({fault.get("row") for fault in error.context["faults"]})
+        self.counting.count(REFUSED, (live.model, live.version), n_rows)
 
     async def record(self, model: str | None, labels: Sequence[tuple[str, float]], event_time: datetime | None) -> int:
         """Return how many labels were committed to the ledger."""
@@ -208,9 +304,11 @@ class Switchboard:
 
     def health(self) -> dict[str, Any]:
         """Return that we are alive, what is live, and what is on trial."""
-        live = self._versions()
-        trial = {m: v for m, versions in self.held.items() for v in versions if v != live.get(m)}
-        return {"status": "ok", "version": __version__, "models": live, "candidates": trial}
+        return {"status": "ok", "version": __version__, "models": self._versions(), "candidates": self.trials}
+
+
+def _length(records: Rows) -> int:
+    return len(next(iter(records.values()), [])) if isinstance(records, Mapping) else len(records)
 
 
 def _new_ids(n_rows: int) -> list[str]:

@@ -20,6 +20,7 @@ _CLOCK = r"([01][0-9]|2[0-3]):[0-5][0-9]"
 TIME = rf"^[1-8][0-9]{{3}}-[0-9]{{2}}-[0-9]{{2}}T{_CLOCK}:[0-5][0-9](\.[0-9]{{1,6}})?(Z|[+-]{_CLOCK})$"
 _TYPES = {"number": "number", "integer": "integer", "category": "string", "boolean": "boolean", "datetime": "string"}
 REQUEST_ID: Schema = {"type": "string", "minLength": 1, "maxLength": 128}
+USER_ID: Schema = {**REQUEST_ID, "type": ["string", "null"], "description": "Whose it is; the header comes first."}
 TEXT: Schema = {"type": "string"}
 NUMBER: Schema = {"type": "number"}
 COUNT: Schema = {"type": "integer", "minimum": 0}
@@ -50,11 +51,19 @@ def columns_schema(contract: Contract) -> Schema:
 def batch_schema(record: Schema, columns: Schema) -> Schema:
     """Return the schema of a request of many rows, given one row's and the columns' schema."""
     ids: Schema = {"type": ["array", "null"], "items": REQUEST_ID, "uniqueItems": True, "description": "One a row."}
+    users: Schema = {"type": ["array", "null"], "items": REQUEST_ID, "description": "Whose each row is; one a row."}
     records = {**_rows_list(), "items": record}
     forms = (("records", records), ("columns", columns))
     return {
-        "oneOf": [an_object({n: s, "request_ids": ids}, [n], additionalProperties=False) for n, s in forms],
+        "oneOf": [
+            an_object({n: s, "request_ids": ids, "users": users}, [n], additionalProperties=False) for n, s in forms
+        ],
     }
+
+
+_ALWAYS = (
+    "prediction", "prediction_probability", "model_version", "processing_time_ms", "model", "request_id",
+)  # fmt: skip
 
 
 def prediction_schema(live: LiveVersion | None) -> Schema:
@@ -75,7 +84,10 @@ def prediction_schema(live: LiveVersion | None) -> Schema:
             "processing_time_ms": NUMBER,
             "model": TEXT,
             "request_id": TEXT,
-        }
+            "variant": {**TEXT, "description": "Who answered."},
+            "experiment": {**TEXT, "description": "The rollout or experiment that shared the traffic out, if any."},
+        },
+        [*_ALWAYS, "variant"],
     )
 
 

@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from serve_app.bodies import Limits, not_the_form, read_body
+from serve_app.bodies import Limits, header, not_the_form, read_body
 from serve_app.door import Caller
 from serve_app.open_inference import infer_body, model_metadata, parse_infer, server_metadata
 from serve_app.protocol import WrongContentType, json_reply
@@ -115,8 +115,15 @@ class _V2Routes:
         live = self.board.version_of(model, version)
         asked = parse_infer(body, live, header_length=length, limits=self.limits)
         self.spend(caller, len(asked.records))
+        user = header(request, "x-forge-user") or asked.id
         replies = await self.board.predict(
-            model, asked.records, asked.request_ids, self.moment(request), version, caller.owner
+            model,
+            asked.records,
+            asked.request_ids,
+            self.moment(request),
+            version,
+            caller.owner,
+            [user] * len(asked.records) if user else None,
         )
         data, json_length = infer_body(live, asked, replies)
         if json_length is None:

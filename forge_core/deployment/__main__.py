@@ -3,7 +3,9 @@
 python -m forge_core.deployment status | reconcile
 python -m forge_core.deployment history MODEL | live MODEL --at TIME
 python -m forge_core.deployment approve | decline MODEL VERSION --by NAME --reason WHY
+python -m forge_core.deployment rollouts [MODEL] | hold | resume | advance | abort MODEL [--step N] --reason WHY
 python -m forge_core.deployment rollback MODEL
+python -m forge_core.deployment names MODEL
 python -m forge_core.deployment rayservice [--name NAME] [--image IMAGE]
 """
 
@@ -11,20 +13,22 @@ import argparse
 import getpass
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Any
 
 import pandas as pd
 
-from forge_core.deployment.go_back import go_back, name_roles
+from forge_core.deployment.go_back import name_roles
 from forge_core.deployment.ray_pods import manifest_yaml
 from forge_core.deployment.rayservice import IMAGE, config_for_pods, ray_service
-from forge_core.deployment.routing import approve, decline, read_history, read_state
-from forge_core.deployment.routing_table import desired_table, held_versions
+from forge_core.deployment.routing import approve, decline, read_history, read_state, without_traffic
+from forge_core.deployment.routing_table import desired_table, held_versions, told_split
 from forge_core.deployment.serve_client import get_serve_client
 from forge_core.deployment.serve_config import get_serve_config
 from forge_core.deployment.stages import TRANSITIONS, live_at
 from forge_core.errors import ForgeError
+from forge_core.experiments.rollout_commands import ROLLOUT_COMMANDS, add_rollout_commands
 from forge_core.ledger import Ledger
 from forge_core.settings import Settings, get_settings
 from forge_core.tracking.registry import Registry
@@ -61,10 +65,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("version")
         command.add_argument("--by", default=getpass.getuser())
         command.add_argument("--reason", required=True)
-    back = commands.add_parser("rollback", help="make the champion before this one champion again")
-    back.add_argument("model")
-    back.add_argument("--by", default=getpass.getuser())
-    back.add_argument("--reason", default="asked for at a terminal")
+    add_rollout_commands(commands)
+    commands.add_parser("names", help="bring the registry's aliases to what is live").add_argument("model")
     service = commands.add_parser("rayservice", help="print what is live as a KubeRay manifest")
     service.add_argument("--name", default="forge")
     service.add_argument("--image", default=IMAGE)
@@ -117,11 +119,8 @@ def _judge(ledger: Ledger, settings: Settings, chosen: argparse.Namespace) -> No
     name_roles(registry, ledger, chosen.model)
 
 
-def _rollback(ledger: Ledger, settings: Settings, chosen: argparse.Namespace) -> None:
-    registry, serve = Registry(settings.mlflow_url), get_serve_client(settings)
-    go_back(
-        ledger, registry, serve, chosen.model, actor=chosen.by, reason=chosen.reason, progress=logging.info
-    )  # fmt: skip
+def _names(ledger: Ledger, settings: Settings, chosen: argparse.Namespace) -> None:
+    name_roles(Registry(settings.mlflow_url), ledger, chosen.model)
 
 
 _COMMANDS: dict[str, Callable[[Ledger, Settings, argparse.Namespace], None]] = {
@@ -132,13 +131,18 @@ _COMMANDS: dict[str, Callable[[Ledger, Settings, argparse.Namespace], None]] = {
     "live": _live,
     "approve": _judge,
     "decline": _judge,
-    "rollback": _rollback,
+    "names": _names,
+    **ROLLOUT_COMMANDS,
 }
 
 
-def _told(entry: Mapping[str, str | None]) -> str:
+def _told(entry: dict[str, Any]) -> str:
     words = [f"{role} {entry.get(role) or 'none'}" for role in ("champion", "previous")]
-    if entry.get("candidate"):
+    if "split" in entry:
+        words.append(f"{entry['split']['id']} shares the traffic out: {told_split(entry['split'])}")
+    if "shadow" in entry:
+        words.append(f"{entry['shadow']['share']:.3g} of it copied to {entry['shadow']['version']}")
+    if entry.get("candidate") and without_traffic(entry, entry["candidate"]) == entry:
         words.append(f"candidate {entry['candidate']} (on trial, or left by a deployment that was cut; no traffic)")
     return ", ".join(words)
 

@@ -65,6 +65,55 @@ def go_live(
     Conflict
         When another deployment of the same model came between.
     """
+    registered, parity = try_version(
+        storage, ledger, registry, serve, model, version, policy=policy, actor=actor, reason=reason, at=at,
+        progress=progress,
+    )  # fmt: skip
+    details = {"parity": parity.to_dict()} if parity else {}
+    promote(ledger, model, registered, actor=actor, reason=reason, at=at, details=details)
+    try:
+        table = serve.reconcile(ledger, progress=progress)
+    except ModelError:
+        withdraw(ledger, model, registered, actor=actor, reason="it did not start", at=at)
+        serve.reconcile(ledger, progress=progress)
+        raise
+    name_roles(registry, ledger, model)
+    return {
+        "version": registered,
+        "table": table,
+        "revision": read_state(ledger)[0],
+        "parity": details.get("parity"),
+    }
+
+
+def try_version(
+    storage: Storage,
+    ledger: Ledger,
+    registry: Registry,
+    serve: ServeClient,
+    model: str,
+    version: str,
+    *,
+    policy: ModelPolicy,
+    actor: str,
+    reason: str,
+    at: datetime | None = None,
+    progress: Callable[[str], None] = logger.info,
+) -> tuple[str, ParityReport | None]:
+    """Make a registered version the candidate, loaded and held, once it answers as its own pipeline does.
+
+    Returns
+    -------
+    version : str
+        Its number.
+    parity : ParityReport or None
+        None where it is champion already.
+
+    Raises
+    ------
+    ForgeError
+        As `go_live` does; where it is the version's fault, it is no candidate any more.
+    """
     registered = registry.resolve(model, version)
     with registry.open(registered) as folder:
         if not registered.passed_gate:
@@ -72,35 +121,19 @@ def go_live(
         if policy.gate.approval:
             check_approval(ledger, model, registered.version)
         mirror_version(storage, model, registered.version, folder)
-        champion = read_state(ledger)[1]["models"].get(model, {}).get("champion")
-        parity: ParityReport | None = None
-        if champion != registered.version:
-            nominate(ledger, model, registered.version, actor=actor, reason=reason, at=at)
-            try:
-                parity = _try(storage, ledger, serve, folder, model, registered.version, policy, progress)
-            except ServiceUnavailable:
-                raise  # says nothing about the version: the next attempt finds the candidate and goes on
-            except Exception as error:
-                figures = error.context if isinstance(error, ForgeError) else {}
-                told = str(error) or type(error).__name__
-                dismiss(ledger, model, registered.version, actor=actor, reason=told, at=at, details=figures)
-                _tidy(ledger, serve, progress)
-                raise
-    details = {"parity": parity.to_dict()} if parity else {}
-    promote(ledger, model, registered.version, actor=actor, reason=reason, at=at, details=details)
-    try:
-        table = serve.reconcile(ledger, progress=progress)
-    except ModelError:
-        withdraw(ledger, model, registered.version, actor=actor, reason="it did not start", at=at)
-        serve.reconcile(ledger, progress=progress)
-        raise
-    name_roles(registry, ledger, model)
-    return {
-        "version": registered.version,
-        "table": table,
-        "revision": read_state(ledger)[0],
-        "parity": details.get("parity"),
-    }
+        if read_state(ledger)[1]["models"].get(model, {}).get("champion") == registered.version:
+            return registered.version, None
+        nominate(ledger, model, registered.version, actor=actor, reason=reason, at=at)
+        try:
+            return registered.version, _try(storage, ledger, serve, folder, model, registered.version, policy, progress)
+        except ServiceUnavailable:
+            raise  # says nothing about the version: the next attempt finds the candidate and goes on
+        except Exception as error:
+            figures = error.context if isinstance(error, ForgeError) else {}
+            told = str(error) or type(error).__name__
+            dismiss(ledger, model, registered.version, actor=actor, reason=told, at=at, details=figures)
+            _tidy(ledger, serve, progress)
+            raise
 
 
 def check_approval(ledger: Ledger, model: str, version: str) -> None:

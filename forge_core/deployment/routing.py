@@ -6,7 +6,8 @@ may take.
 
 A version goes live in two steps. `nominate` makes it the *candidate*: loaded, held by the router, and given no
 traffic. Then `promote` makes it champion, or `dismiss` takes it out. A candidate that a killed deployment left
-behind is replaced by the next one.
+behind is replaced by the next one. Between the two, `splits` may give it a share of the traffic or copies of it; every
+change of champion ends that.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ from typing import Any
 
 from forge_core.deployment.stages import History
 from forge_core.errors import Conflict, ModelNotFound
-from forge_core.ledger import Event, Ledger
+from forge_core.ledger import Also, Event, Ledger
 
 ROUTER = "router"
 State = dict[str, Any]
@@ -28,7 +29,8 @@ def read_state(ledger: Ledger) -> tuple[int, State]:
     """Return (revision, state).
 
     A state is `{"models": {name: {"champion": "3", "previous": "2", "candidate": "4"}}}`; a model whose first
-    version is on trial has a candidate only.
+    version is on trial has a candidate only. An entry may have a `split`, a `shadow`, and a `warm` version too, as a
+    `routing_table.Row` has them.
     """
     revision, state = ledger.serving_state(ROUTER)
     return revision, state or {"models": {}}
@@ -54,7 +56,7 @@ def approve(ledger: Ledger, model: str, version: str, *, actor: str, reason: str
         history.check("approved", model, version)
         return entry, Event("approved", model, version, actor, reason, at)
 
-    _update(ledger, model, change)
+    update_entry(ledger, model, change)
 
 
 def decline(ledger: Ledger, model: str, version: str, *, actor: str, reason: str, at: datetime | None = None) -> None:
@@ -64,7 +66,7 @@ def decline(ledger: Ledger, model: str, version: str, *, actor: str, reason: str
         history.check("declined", model, version)
         return entry, Event("declined", model, version, actor, reason, at)
 
-    _update(ledger, model, change)
+    update_entry(ledger, model, change)
 
 
 def nominate(ledger: Ledger, model: str, version: str, *, actor: str, reason: str, at: datetime | None = None) -> int:
@@ -76,15 +78,18 @@ def nominate(ledger: Ledger, model: str, version: str, *, actor: str, reason: st
     ------
     ModelError
         When the version was refused; says by whom and why.
+    Conflict
+        When another candidate has traffic: a rollout of it is under way.
     """
 
     def change(entry: Entry, history: History) -> tuple[Entry, Event] | None:
         if version in (entry.get("champion"), entry.get("candidate")):
             return None
+        _check_free(model, version, entry)
         history.check("nominated", model, version)
         return {**entry, "candidate": version}, Event("nominated", model, version, actor, reason, at)
 
-    return _update(ledger, model, change)
+    return update_entry(ledger, model, change)
 
 
 def promote(
@@ -96,10 +101,19 @@ def promote(
     reason: str,
     at: datetime | None = None,
     details: Mapping[str, Any] | None = None,
+    keep_warm: bool = False,
+    also: Also | None = None,
 ) -> int:
     """Make the candidate the champion and return the revision of the state.
 
     Promoting the version that is champion already changes nothing, so a repeated step is harmless.
+
+    Parameters
+    ----------
+    keep_warm : bool
+        The champion before it stays loaded, so that a rollback loads nothing.
+    also : callable, optional
+        Writes more into the ledger within the same transaction.
 
     Raises
     ------
@@ -117,9 +131,10 @@ def promote(
                 "another deployment came between; deploy again"
             )
         event = Event("promoted", model, version, actor, reason, at, details or {})
-        return {"champion": version, "previous": champion}, event
+        warm = {"warm": champion} if keep_warm and champion else {}
+        return {"champion": version, "previous": champion, **warm}, event
 
-    return _update(ledger, model, change)
+    return update_entry(ledger, model, change, also)
 
 
 def dismiss(
@@ -131,16 +146,21 @@ def dismiss(
     reason: str,
     at: datetime | None = None,
     details: Mapping[str, Any] | None = None,
+    also: Also | None = None,
 ) -> None:
-    """Take a candidate out of the desired state and record why; what is champion stays."""
+    """Take a candidate, with the traffic that it had, out of the desired state and record why; the champion stays.
+
+    `also` writes more into the ledger within the same transaction.
+    """
 
     def change(entry: Entry, history: History) -> tuple[Entry, Event] | None:
         if entry.get("candidate") != version:
             return None
-        kept = {role: v for role, v in entry.items() if role != "candidate"}
+        kept = without_traffic(entry, version)
+        kept.pop("candidate")
         return kept, Event("dismissed", model, version, actor, reason, at, details or {})
 
-    _update(ledger, model, change)
+    update_entry(ledger, model, change, also)
 
 
 def roll_back(
@@ -174,7 +194,7 @@ def roll_back(
             )
         return _without_champion(entry, history), Event("rolled_back", model, entry["previous"], actor, reason, at)
 
-    _update(ledger, model, change)
+    update_entry(ledger, model, change)
     champion: str = read_state(ledger)[1]["models"][model]["champion"]
     return champion
 
@@ -187,18 +207,47 @@ def withdraw(ledger: Ledger, model: str, version: str, *, actor: str, reason: st
             return None
         return _without_champion(entry, history), Event("withdrawn", model, version, actor, reason, at)
 
-    _update(ledger, model, change)
+    update_entry(ledger, model, change)
+
+
+def without_traffic(entry: Entry, version: str) -> Entry:
+    """Return a copy of the entry whose split and shadow do not name a version."""
+    kept = dict(entry)
+    if "split" in kept and version in kept["split"]["variants"].values():
+        del kept["split"]
+    if "shadow" in kept and kept["shadow"]["version"] == version:
+        del kept["shadow"]
+    return kept
+
+
+def _check_free(model: str, version: str, entry: Entry) -> None:
+    """Raise Conflict where the candidate of an entry has traffic."""
+    candidate = entry.get("candidate")
+    if candidate is not None and without_traffic(entry, candidate) != entry:
+        raise Conflict(
+            f"version {candidate} of {model!r} is being rolled out, so version {version} cannot be tried: wait for it, "
+            f"or abort it (`python -m forge_core.deployment abort {model}`)",
+            context={"model": model, "candidate": candidate},
+        )
 
 
 def _without_champion(entry: Entry, history: History) -> Entry:
-    """Return the entry in which those before the champion move up."""
+    """Return the entry in which those before the champion move up; a candidate stays one, without traffic."""
     before = history.line[:-1]
     kept: Entry = {"candidate": entry["candidate"]} if entry.get("candidate") not in (None, *before[-1:]) else {}
     return {"champion": before[-1], "previous": before[-2] if len(before) > 1 else None, **kept} if before else kept
 
 
-def _update(ledger: Ledger, model: str, change: Change, attempts: int = 5) -> int:
-    """Change a model's entry, with its event, against whoever else changes it; return the revision."""
+def update_entry(ledger: Ledger, model: str, change: Change, also: Also | None = None, *, attempts: int = 5) -> int:
+    """Change a model's entry, with its event, against whoever else changes it; return the revision.
+
+    What `also` writes is committed with the change, and not written where nothing is left to change.
+
+    Raises
+    ------
+    Conflict
+        When others were quicker each time.
+    """
     for attempt in range(attempts):
         revision, state = read_state(ledger)
         changed = change(dict(state["models"].get(model, {})), read_history(ledger, model))
@@ -208,7 +257,9 @@ def _update(ledger: Ledger, model: str, change: Change, attempts: int = 5) -> in
         others = {name: row for name, row in state["models"].items() if name != model}
         models = {**others, model: entry} if entry else others
         try:
-            return ledger.put_serving_state(ROUTER, {"models": models}, expected_revision=revision, event=event)
+            return ledger.put_serving_state(
+                ROUTER, {"models": models}, expected_revision=revision, event=event, also=also
+            )
         except Conflict:
             if attempt == attempts - 1:
                 raise

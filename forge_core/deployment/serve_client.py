@@ -25,7 +25,15 @@ import httpx
 from forge_core.deployment.kuberay import KubeRay
 from forge_core.deployment.rayservice import config_for_pods
 from forge_core.deployment.routing import State, read_state
-from forge_core.deployment.routing_table import Table, desired_table, held_versions, names_of, told_table, variant_name
+from forge_core.deployment.routing_table import (
+    Table,
+    champions_alone,
+    desired_table,
+    held_versions,
+    names_of,
+    told_table,
+    variant_name,
+)
 from forge_core.deployment.serve_config import ServeConfig, get_serve_config
 from forge_core.errors import ConfigurationError, ModelError, ServiceUnavailable
 from forge_core.ledger import Ledger
@@ -102,7 +110,12 @@ class ServeClient:
         if new - old or not running:
             progress(f"loading {names_of(new - old) or 'the router'} beside what runs")
             self._put(new | old, live)
-            self._wait(new | old, timeout, progress)
+            try:
+                self._wait(new | old, timeout, progress)
+            except ModelError:
+                if not live:  # Serve begins anew: the champions serve, whatever is wrong with one on trial
+                    self._serve_champions(champions_alone(wanted), timeout, progress)
+                raise
         if wanted != live:
             progress(told_table(wanted))
             self._put(new | old, wanted)
@@ -116,6 +129,11 @@ class ServeClient:
             self._put(new, wanted)
             self._wait(new, timeout, progress)
         return wanted
+
+    def _serve_champions(self, table: Table, timeout: float, progress: Callable[[str], None]) -> None:
+        progress(told_table(table))
+        self._put(held_versions(table), table)
+        self._wait(held_versions(table), timeout, progress)
 
     def _changed(self, variants: Iterable[tuple[str, str]], table: Table) -> list[str]:
         """Return the applications that Serve was last told otherwise: other replicas, windows, arguments."""

@@ -69,8 +69,8 @@ def read_live_rows(
     labelled = join_feedback(served, feedback)
     if known.task == "multiclass":
         labelled = labelled.assign(
-            prediction=_numbers(labelled["prediction"], known.classes),
-            label=_numbers(labelled["label"], known.classes),
+            prediction=class_numbers(labelled["prediction"], known.classes),
+            label=class_numbers(labelled["label"], known.classes),
         )
     logged = log.read(since=since - (until - since), until=until, columns=["request_id"])
     ids = set(logged["request_id"])
@@ -79,7 +79,7 @@ def read_live_rows(
     return LiveRows(served, labelled, n_pending, len(lost) - n_pending)
 
 
-def _numbers(values: pd.Series, classes: Sequence[Any]) -> pd.Series:
+def class_numbers(values: pd.Series, classes: Sequence[Any]) -> pd.Series:
     """Return the numbers of classes; labels of classes that are no numbers are such numbers already."""
     if pd.api.types.is_numeric_dtype(values.dtype) and any(isinstance(c, str) for c in classes):
         return values.astype(float)

@@ -26,6 +26,13 @@ PREDICTION_SECONDS = Metric(
     "forge_prediction_duration_seconds", "Contract, waiting and scoring of a call.", ("model", "version", "variant")
 )
 REFUSED = Metric("forge_refused_rows_total", "Rows that broke the contract.", ("model", "version"))
+SPLIT_FAULTS = Metric(
+    "forge_split_faults_total", "Rows of a variant that the champion answered.", ("model", "variant", "fault")
+)
+SHADOWED = Metric("forge_shadow_rows_total", "Copies that a shadow got.", ("model", "version"))
+SHADOW_DROPPED = Metric(
+    "forge_shadow_dropped_total", "Copies or answers of a shadow that were dropped.", ("model", "version", "at")
+)
 LOGGED = Metric(
     "forge_logged_rows_total", "Served rows that are in a window and in the prediction log.", ("model", "version")
 )

@@ -2,6 +2,11 @@
 
 `predictions/{model}/date=YYYY-MM-DD/part-….parquet`, by event time; `pd.read_parquet(folder)` reads it all. Parts are
 only added, each whole. A request that was logged twice counts once: what was received first.
+
+While a split shares a model's traffic out (a rollout, an experiment), rows also say `split` (its id), `assigned` (the
+variant that the user key's hash chose), `propensity` (that variant's share of the traffic at the time; missing where
+somebody named the user's variant), `unit` (16 hexadecimal digits in place of the key), `latency_ms` (in the router),
+and `fault`: why the champion answered instead, `contract` or `error`, else empty. `variant` is who answered.
 """
 
 import uuid
@@ -20,8 +25,8 @@ from forge_core.storage import Storage
 REQUIRED = ("request_id", "event_time", "received_at", "version", "variant", "prediction", "probability")
 _TIMES, _TEXTS, _NUMBERS = (
     ("event_time", "received_at"),
-    ("request_id", "version", "variant", "owner"),
-    ("probability",),
+    ("request_id", "version", "variant", "owner", "assigned", "split", "unit", "fault"),
+    ("probability", "propensity", "latency_ms"),
 )
 
 

@@ -34,7 +34,7 @@ OTHERS = {
     "HOME": "the system",
     "PATH": "the system",
     "IMAGE": "compose and make: which image is built and run",
-    "OVERLAY": "make deploy: which overlay of infra/kubernetes",
+    "OVERLAY": "make deploy: which overlay of the manifests",
     "MODEL_URL": "infra/kubernetes/model_file.py",
     "PROMETHEUS_URL": "infra/grafana/provisioning",
     "TORCH_INDEX": "the Dockerfiles",

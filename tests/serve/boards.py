@@ -19,6 +19,7 @@ from serve_app.journal import Journal
 from serve_app.lanes import Lane
 from serve_app.live_version import LiveVersion
 from serve_app.router import Switchboard
+from serve_app.steering import Steering
 
 CONTRACT = Contract(pa.DataFrameSchema({"x": pa.Column("float64", pa.Check.le(400)), "town": pa.Column("str")}))
 
@@ -58,10 +59,13 @@ class Board(Switchboard):
 
 
 @contextmanager
-def served(board: Switchboard, limits: Limits = USUAL, door: Door | None = None) -> Iterator[str]:
+def served(
+    board: Switchboard, limits: Limits = USUAL, door: Door | None = None, steering: Steering | None = None
+) -> Iterator[str]:
     """Serve the API of a board over HTTP on a free port; a `Board` has a candidate 2 where it knows one."""
     (port,) = free_ports(1)
-    api = build_api(board, door or Door(list, open_without_key=True), trust_event_time=True, limits=limits)
+    door = door or Door(list, open_without_key=True)
+    api = build_api(board, door, trust_event_time=True, limits=limits, steering=steering)
     server = uvicorn.Server(uvicorn.Config(api, host="127.0.0.1", port=port, log_level="error"))
     thread = threading.Thread(target=server.run)
     if isinstance(board, Board):

@@ -103,16 +103,24 @@ def test_each_example_fits_its_schema_and_is_answered_as_told(versions: Versions
         content = item.get("post", {}).get("requestBody", {}).get("content", {}).get("application/json")
         if content is None:
             continue
+        if path.startswith("/rollouts/") or path.endswith("/rollback"):  # there is nothing to roll out or back here
+            checker({**content["schema"], "components": said["components"]}).validate(content["example"])
+            continue
         for schema, value in (
             (content["schema"], content["example"]),
             (
                 item["post"]["responses"]["200"]["content"]["application/json"]["schema"],
-                httpx.post(api_url + path.replace("{version}", "3"), json=content["example"]).raise_for_status().json(),
+                httpx.post(
+                    api_url + path.replace("{version}", "3").replace("{experiment}", "model-comparison"),
+                    json=content["example"],
+                )
+                .raise_for_status()
+                .json(),
             ),
         ):
             checker({**schema, "components": said["components"]}).validate(value)
         tried += 1
-    assert tried == 3 + 3 * 5
+    assert tried == 3 + 3 * 5 + 4
 
 
 ANY = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=3), st.just([]))
