@@ -16,6 +16,8 @@ from typing import Any
 
 import yaml
 
+# A machine that is busy with other tests starves Serve's proxies, which Serve would then kill.
+PATIENT = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60"}
 ROOT = Path(__file__).resolve().parents[1]
 FILE = ROOT / "infra" / "docker" / "docker-compose.yml"
 DOCKERFILE = ROOT / "infra" / "docker" / "Dockerfile"

@@ -95,6 +95,7 @@ def test_a_child_that_ends_gives_its_code(children: Children, code: str, told: i
 def test_what_does_not_come_up_is_told_with_its_reason(children: Children) -> None:
     with pytest.raises(ServiceUnavailable, match=r"the head did not come up within 1 s .*: not yet"):
         children.until(lambda: "not yet", "the head")
+    children.settings = Settings(home=children.settings.home, startup_timeout=60.0)
     children.start("ray", (sys.executable, "-c", "raise SystemExit(2)"))
     with pytest.raises(ServiceUnavailable, match="the head did not come up: ray ended with exit code 2"):
         children.until(lambda: "not yet", "the head")

@@ -20,7 +20,7 @@ from infra.docker.entrypoint.node import node_command
 from infra.local.environment import STACK
 from infra.local.prefect_api import FINAL, PrefectApi
 from infra.local.processes import free_ports, stop_marked
-from tests.compose_processes import Processes, image_variables
+from tests.compose_processes import PATIENT, Processes, image_variables
 from tests.servers import S3_KEYS, postgres_server, s3_server
 from tests.stack_settings import short_home
 
@@ -52,8 +52,9 @@ def processes(patch: pytest.MonkeyPatch) -> Iterator[Processes]:
         }  # fmt: skip
         database = sa.make_url(postgres)
         variables = {
-            **S3_KEYS, "PGHOST": "127.0.0.1", "PGPORT": str(database.port), "PGUSER": "postgres",
+            **S3_KEYS, **PATIENT, "PGHOST": "127.0.0.1", "PGPORT": str(database.port), "PGUSER": "postgres",
             "PGPASSWORD": PASSWORD,
+            "FORGE_STARTUP_TIMEOUT": "280",
             "FORGE_HOST": "127.0.0.1", "FORGE_API_PORT": str(api), "FORGE_DASHBOARD_PORT": str(dashboard),
             "FORGE_RAY_PORT": str(ray), "FORGE_HAPROXY_METRICS_PORT": str(metrics),
             "FORGE_HAPROXY_STATS_PORT": str(statistics), "FORGE_MODEL": "sample",
@@ -188,7 +189,7 @@ def test_the_servers_of_others_end_when_told(processes: Processes) -> None:
 def test_one_model_file_answers_on_every_address_without_a_key_and_says_so(tmp_path: Path) -> None:
     """What `docker run -p 127.0.0.1:8000:8000 -e MODEL_PATH=…` does, with the image's own variables."""
     (port,) = free_ports(1)
-    variables = {**os.environ, **image_variables(), "FORGE_HOME": str(tmp_path), "FORGE_API_PORT": str(port)}
+    variables = {**os.environ, **image_variables(), **PATIENT, "FORGE_HOME": str(tmp_path), "FORGE_API_PORT": str(port)}
     command = [sys.executable, "-m", "infra.docker.entrypoint", "serve"]
     model = tmp_path / "model.skops"
     missing = subprocess.run(

@@ -16,7 +16,7 @@ _COMMAND = (sys.executable, "-m", "forge_core.training.distributed_trainer")
 def train(settings: Settings, options: Sequence[str]) -> int:
     """Train as the options say and return the exit code."""
     address = os.environ.get("RAY_ADDRESS", "")
-    take_variables(settings)
+    take_variables(settings, new_token=not address)
     if not address or node_runs(address):
         os.execv(_COMMAND[0], [*_COMMAND, *options])
     with Children(settings) as children:

@@ -21,7 +21,7 @@ def take_variables(settings: Settings, *, new_token: bool = False) -> None:
     settings : Settings
         Home and addresses.
     new_token : bool, default False
-        Whether a token of Ray's is made where there is none: by the head of a cluster, for all its nodes.
+        Whether a token of Ray's is made where there is none: by who begins a cluster, for all its nodes.
 
     Raises
     ------

@@ -30,7 +30,7 @@ def worker(settings: Settings, options: Sequence[str]) -> int:
     parser.add_argument("--register", action="store_true", help="tell the Prefect server of deployments/prefect.yaml")
     chosen = parser.parse_args(options)
     address = os.environ.get("RAY_ADDRESS", "")
-    take_variables(settings)
+    take_variables(settings, new_token=not address)
     with Children(settings) as children:
         if not (join_for_drivers(children, address) and children.until(_prefect, "the Prefect server")):
             return 0
