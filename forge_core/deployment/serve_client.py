@@ -169,7 +169,7 @@ class ServeClient:
     def _put(self, variants: Iterable[tuple[str, str]], table: Table) -> None:
         answer = self._request("PUT", json=self.config.compose(variants, table))
         if answer.status_code >= 400:
-            raise ConfigurationError(f"Serve refused the configuration: {answer.text[:500]}")
+            raise ConfigurationError(f"Serve refused the configuration: {answer.text.strip()[-500:]}")
 
     def _request(self, method: str, **options: Any) -> httpx.Response:
         try:
