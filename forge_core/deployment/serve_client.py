@@ -184,7 +184,7 @@ class ServeClient:
             return
         answer = self._request("PUT", json=config)
         if answer.status_code >= 400:
-            raise ConfigurationError(f"Serve refused the configuration: {answer.text[:500]}")
+            raise ConfigurationError(f"Serve refused the configuration: {answer.text.strip()[-500:]}")
 
     def _request(self, method: str, **options: Any) -> httpx.Response:
         try:

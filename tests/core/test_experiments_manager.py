@@ -20,6 +20,7 @@ from forge_core.ledger import Ledger
 from forge_core.monitoring.ab_testing import get_ab_test_manager
 from forge_core.settings import get_settings
 from tests.core.experiment_data import definition
+from tests.servers import postgres_server
 
 HALVES = {"model_v1": 0.5, "model_v2": 0.5}
 NOW = datetime(2024, 3, 1, tzinfo=UTC)
@@ -323,3 +324,22 @@ def test_outcomes_are_kept_once_however_often_they_are_sent(url: str) -> None:
         records.add_outcomes("checkout", sent)
     found = records.outcomes("checkout")
     assert len(found) == 2 and found["repeats"].tolist() == [2, 2]
+
+
+@pytest.mark.postgres
+def test_postgresql_keeps_experiments_by_the_same_code() -> None:
+    with postgres_server() as address:
+        url = address.replace("postgresql://", "postgresql+psycopg://")
+        here, there = ABTestManager(Ledger(url)), ABTestManager(Ledger(url))
+        started(here)
+        started(there)
+        _, met = here.get_variant("ana")
+        assert there.get_variant("ana")[1] == met
+        assert here.record_conversion("comparison", met, "ana").counted
+        assert there.record_conversion("comparison", met, "ana").reason == "twice"
+        records = there.records
+        records.add_outcomes("comparison", [Outcome("conversion", "", met, 1.0, NOW, "key")] * 2)
+        assert here.results("comparison").not_counted == {"twice": 2, "more than exposures": 1}
+        there.stop("comparison", winner=met)
+        for ledger in (here.records.engine, there.records.engine):
+            ledger.dispose()

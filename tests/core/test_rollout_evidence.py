@@ -259,7 +259,7 @@ def test_labels_that_come_late_are_looks_of_their_own_and_evidence_only_grows(tm
     labels = split_rows(storage, "wrong", 0.5, n=4000)
     rows, seen, log_e = read_step(storage, now, sides()), {}, []
     for known in range(0, 4001, 250):
-        seen |= {f"r{i}": labels[f"r{i}"] for i in range(known)}
+        seen |= {f"r0-{i}": labels[f"r0-{i}"] for i in range(known)}
         found = weigh(rows, now, POLICY, sides(), seen)
         now = now.with_look({"at": known}, found.carried)
         log_e.append(found["labelled quality"].log_e)

@@ -12,6 +12,7 @@ from forge_core.errors import ForgeError
 from forge_core.experiments.ab_testing import ABTestManager
 from forge_core.ledger import Ledger
 from forge_core.settings import Settings, get_settings
+from infra.local.prefect_api import FINAL, PrefectApi
 from infra.local.stack import apply_environment, clean, down, up
 from tests.prove.serving_ground import MODEL, Ground, settings_with_files
 
@@ -126,6 +127,10 @@ def _tell(ground: Ground, settings: Settings, versions: list[str], console: Cons
     after = calls.verdict()
     check("nothing was lost", after["users"] == before["users"], after["users"])
 
+    state, artifacts = _look_by_flow(settings)
+    check("the flow looks at it", state == "COMPLETED", state)
+    check("and leaves text, table and picture", artifacts == {"markdown", "table", "image"}, artifacts)
+
     calls.ask("POST", f"/experiments/{NAME}/stop", json={"winner": "champion", "reason": "proven"})
     stopped = _until(lambda: calls.ask("GET", f"/experiments/{NAME}"), lambda e: e["status"] == "stopped", 300.0)
     check("it ends", (stopped["status"], stopped["winner"]) == ("stopped", "champion"), stopped["status"])
@@ -133,6 +138,17 @@ def _tell(ground: Ground, settings: Settings, versions: list[str], console: Cons
     live = {reply["model_version"] for reply in replies}
     check("the champion has all traffic again", live == {versions[0]}, live)
     return faults
+
+
+def _look_by_flow(settings: Settings) -> tuple[str, set[str]]:
+    """Return how the flow ended, and the kinds of what it left."""
+    prefect = PrefectApi(settings.prefect_url)
+    run = prefect.run(f"experiment/{MODEL}", {"model": MODEL})
+    run = _until(
+        lambda: prefect.call("GET", f"/flow_runs/{run['id']}"), lambda found: found["state_type"] in FINAL, 300.0
+    )
+    left = prefect.call("POST", "/artifacts/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
+    return run["state_type"], {artifact["type"] for artifact in left}
 
 
 def _wait_for_split(calls: _Calls) -> None:
