@@ -57,9 +57,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, VersionFolder]
     folder = candidate.assemble(storage, recipe, home / "version", lineage={"reason": "test"})
     write_mlmodel(folder.path, folder.pipeline, folder.input_example)
     uri = f"sqlite:///{home / 'mlflow.db'}"
-    with chdir(home):  # where MLflow puts the files of a database without a server
+    # Where MLflow puts the files of a database without a server; and what it sets goes with the context.
+    with chdir(home), pytest.MonkeyPatch.context() as surroundings:
+        surroundings.setenv("MLFLOW_EXPERIMENT_ID", "0")
+        surroundings.delenv("MLFLOW_EXPERIMENT_ID")
+        surroundings.setenv("MLFLOW_TRACKING_URI", uri)
         for number in ("1", "2", "3"):
-            with ExperimentTracker("m", tracking_uri=uri) as tracker:
+            with ExperimentTracker("m") as tracker:
                 assert tracker.run_id
                 gate: Any = "refused" if number == "3" else "passed"
                 Registry(uri).register("m", folder.path, run_id=tracker.run_id, candidate=f"c{number}", gate=gate)

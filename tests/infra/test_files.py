@@ -1,6 +1,7 @@
 """The files of infra/, deployments/ and .github/ against the code and against each other."""
 
 import fnmatch
+import os
 import re
 import shutil
 import subprocess
@@ -122,7 +123,9 @@ def test_only_the_api_and_pages_for_people_are_published_and_on_this_machine_onl
     assert published == PUBLISHED
 
 
-def test_ports_are_those_of_the_settings_everywhere() -> None:
+def test_ports_are_those_of_the_settings_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("FORGE_")]:
+        monkeypatch.delenv(name)
     settings = Settings(_env_file=None)
     ports = {"ray-head": {settings.api_port, settings.dashboard_port, settings.ray_port},
              "prefect": {settings.prefect_port}, "mlflow": {settings.mlflow_port}}  # fmt: skip

@@ -165,6 +165,8 @@ def settings_of(*names: str) -> dict[str, str]:
 
 
 def test_the_settings_name_services_and_ports_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("FORGE_")]:
+        monkeypatch.delenv(name)
     for name, value in settings_of("forge-settings", "forge-servers", "forge-place").items():
         monkeypatch.setenv(name, value)
     settings = Settings(_env_file=None)
