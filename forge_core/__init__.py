@@ -9,18 +9,21 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "ABTestManager": "forge_core.experiments.ab_testing",
     "AutomaticRetrainingTrigger": "forge_core.monitoring.drift_detection",
     "FeatureDriftDetector": "forge_core.monitoring.drift_detection",
     "ForgeError": "forge_core.errors",
     "Ledger": "forge_core.ledger",
     "Settings": "forge_core.settings",
     "Storage": "forge_core.storage",
+    "get_ab_test_manager": "forge_core.experiments.ab_testing",
     "get_data_loader": "forge_core.data.loaders",
     "get_feature_engineer": "forge_core.data.feature_engineering",
     "get_model_trainer": "forge_core.models.model_trainer",
     "get_settings": "forge_core.settings",
     "load_policy": "forge_core.policy",
     "load_version": "forge_core.tracking.registry",
+    "plan_experiment": "forge_core.experiments.planning",
 }
 
 __all__ = sorted([*_HOMES, "__version__"])

@@ -15,6 +15,7 @@
     │   └── UntrustedModel        a file would run foreign code while it loads
     ├── MonitoringError
     │   └── NotEnoughSamples      too few rows to decide
+    ├── ExperimentNotFound        no experiment of this id
     ├── ConfigurationError        a setting, policy or parameter that cannot be used
     ├── ServiceUnavailable        a server that we need does not answer
     └── Conflict                  someone else changed the same record first
@@ -103,6 +104,10 @@ class MonitoringError(ForgeError):
 
 class NotEnoughSamples(MonitoringError):
     """Too few rows to decide."""
+
+
+class ExperimentNotFound(ForgeError):
+    """No experiment of this id, or none that runs."""
 
 
 class ConfigurationError(ForgeError):

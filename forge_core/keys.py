@@ -60,6 +60,11 @@ def hash_of(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
+def new_secret() -> str:
+    """Return a fresh secret, with the id of its key inside."""
+    return f"forge_{secrets.token_hex(6)}_{secrets.token_urlsafe(32)}"
+
+
 def only_key(secret: str) -> Key:
     """Return a key for a service without a ledger, which takes one secret and nothing else."""
     return Key(id_of(secret) or "", hash_of(secret), "the only key", frozenset({"admin"}), None, datetime.now(UTC))
@@ -110,12 +115,40 @@ class KeyStore:
             raise ConfigurationError("expected the name of the key's owner, of 1 to 128 characters")
         if per_minute is not None and per_minute < 1:
             raise ConfigurationError(f"expected a limit of at least 1 row a minute, found {per_minute}")
-        secret = f"forge_{secrets.token_hex(6)}_{secrets.token_urlsafe(32)}"
+        secret = new_secret()
         row = {"id": id_of(secret), "hash": hash_of(secret), "owner": owner, "scopes": wanted}
         times = {"created_at": datetime.now(UTC), "expires_at": expires_at}
         with self.engine.begin() as connection:
             connection.execute(sa.insert(_keys).values(**row, **times, per_minute=per_minute))
         return secret
+
+    def adopt(self, secret: str, owner: str, scopes: Iterable[str]) -> bool:
+        """Make a key of a secret that exists already, in a cluster's Secret; return whether it was not there.
+
+        A key that is there stays as it is, also one that was revoked.
+
+        Raises
+        ------
+        ConfigurationError
+            For a secret that `new_secret` did not make, one of another key's id, or an unknown scope.
+        """
+        key_id, wanted = id_of(secret), sorted(set(scopes))
+        if key_id is None or len(secret) < 40:
+            raise ConfigurationError(
+                "expected a key of the form forge_ID_SECRET, found another; make one with `create`"
+            )
+        if not wanted or not set(wanted) <= set(SCOPES):
+            raise ConfigurationError(f"expected scopes among {', '.join(SCOPES)}, found {', '.join(wanted) or 'none'}")
+        row = {"id": key_id, "hash": hash_of(secret), "owner": owner, "scopes": wanted, "created_at": datetime.now(UTC)}
+        try:
+            with self.engine.begin() as connection:
+                connection.execute(sa.insert(_keys).values(**row))
+            return True
+        except sa.exc.IntegrityError:
+            (known,) = [key for key in self.all() if key.id == key_id]
+            if known.hash != row["hash"]:
+                raise ConfigurationError(f"expected the secret of the key {key_id}, found another one") from None
+            return False
 
     def all(self) -> list[Key]:
         """Return every key, the oldest first, revoked and expired ones too."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 
 from forge_core.errors import Conflict, ServiceUnavailable
 
@@ -102,13 +102,24 @@ class Ledger:
         try:
             if url.startswith("sqlite:///") and not memory:
                 Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-            _tables.create_all(self.engine)
+            self.make_tables(_tables)
         except (OperationalError, OSError) as error:
-            if "already exists" not in str(error):  # two processes may create the tables at once
-                raise ServiceUnavailable(
-                    f"expected the ledger at {self.engine.url.render_as_string(hide_password=True)}, "
-                    f"found: {getattr(error, 'orig', error)}; start that database or set FORGE_LEDGER_URL"
-                ) from error
+            raise ServiceUnavailable(
+                f"expected the ledger at {self.engine.url.render_as_string(hide_password=True)}, "
+                f"found: {getattr(error, 'orig', error)}; start that database or set FORGE_LEDGER_URL"
+            ) from error
+
+    def make_tables(self, tables: sa.MetaData) -> None:
+        """Make the tables that are not there yet; others may make them at the same time."""
+        for _ in tables.tables:  # each race that is lost leaves one table fewer to make
+            try:
+                tables.create_all(self.engine)
+                return
+            except (OperationalError, ProgrammingError, IntegrityError) as error:
+                # PostgreSQL tells of such a race by its own catalogue's unique indexes.
+                if "already exists" not in str(error) and "pg_" not in str(error):
+                    raise
+        tables.create_all(self.engine)
 
     def record_feedback(self, model: str, rows: Iterable[Feedback]) -> int:
         """Commit labels and return how many were new; for a request id seen before the first label stays."""

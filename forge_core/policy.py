@@ -225,6 +225,18 @@ class RolloutPolicy(_Section):
         return self
 
 
+class ExperimentPolicy(_Section):
+    """By which rule versions of a model are compared on its users, and when a comparison is ended."""
+
+    alpha: float = Field(0.05, gt=0, lt=0.5, description="Chance of a winner where there is none.")
+    baseline: float | None = Field(None, gt=0, lt=1, description="Conversion rate that is expected of the champion.")
+    min_effect: float | None = Field(None, gt=0, description="Smallest difference of conversion rates that matters.")
+    max_units: int | None = Field(None, ge=1, description="Users after which it ends; none: open.")
+    max_days: float = Field(28.0, gt=0, description="Days after which it ends, whatever is known by then.")
+    share: float = Field(0.5, gt=0, lt=1, description="Share of the users who meet the challenger.")
+    end: bool = Field(True, description="The flow ends it once the verdict says to stop; else a person does.")
+
+
 class ModelPolicy(_Section):
     """All sections for one model."""
 
@@ -235,6 +247,7 @@ class ModelPolicy(_Section):
     retrain: RetrainPolicy = RetrainPolicy()
     serving: ServingPolicy = ServingPolicy()
     rollout: RolloutPolicy = RolloutPolicy()
+    experiment: ExperimentPolicy = ExperimentPolicy()
 
 
 def load_policies(path: str | Path) -> dict[str, ModelPolicy]:

@@ -31,10 +31,15 @@ def _serve(settings: Settings) -> None:
         )
     from serve_app.model_file import load_model_file
 
-    if not (settings.open_without_key or settings.api_key):
+    if not (settings.open_file_without_key or settings.api_key):
         raise ConfigurationError(
             f"expected FORGE_API_KEY, because {settings.host} is reached from other machines, found none; "
             "set it and let callers send it as `Authorization: Bearer …`"
+        )
+    if not (settings.open_without_key or settings.api_key):
+        sys.stderr.write(
+            f"whoever reaches {settings.host}:{settings.api_port} may ask for predictions (FORGE_KEYLESS=file); "
+            "publish the port on 127.0.0.1, or set FORGE_API_KEY\n"
         )
     live = load_model_file(settings.model_path, allow_pickle=settings.allow_pickle)
     # A Ray of its own, whatever stack this terminal belongs to: there `router` is another application, and one

@@ -18,6 +18,7 @@ from forge_core.monitoring.metric_names import REQUEST_SECONDS, REQUESTS
 from serve_app.bodies import USUAL, Limits, header, many_rows, not_the_form, one_row, parsed, read_json
 from serve_app.docs_page import docs_routes
 from serve_app.door import Caller, Door
+from serve_app.experiment_routes import experiment_routes
 from serve_app.openapi import openapi_document
 from serve_app.protocol import FEEDBACK, LABEL, Unauthorized, json_reply, problem, problem_of
 from serve_app.rollout_routes import rollout_routes
@@ -75,6 +76,9 @@ def build_api(
             route("/models/{model}/predict/batch", routes.predict_batch, "POST"),
             route("/models/{model}/feedback", routes.feedback, "POST"),
             *v2_routes(board, routes.admit, door.spend, counted=routes.counted, moment=routes.moment, limits=limits),
+            *experiment_routes(
+                board.experiments, routes.admit, door.spend, counted=routes.counted, moment=routes.moment, limits=limits
+            ),
             *rollout_routes(steering, routes.admit, counted=routes.counted, limits=limits),
             *docs_routes(routes.document, routes.admit, counted=routes.counted),
         ],

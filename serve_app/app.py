@@ -2,15 +2,21 @@
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve import Application
 from starlette.applications import Starlette
 
+from forge_core.errors import ServiceUnavailable
+from forge_core.experiments.recording import Recorded
+from forge_core.experiments.records import Exposure, Outcome
+from forge_core.experiments.traffic import Traffic, get_traffic
 from forge_core.keys import Key, KeyStore, only_key
 from forge_core.ledger import Ledger
+from forge_core.settings import get_settings
 from serve_app.api import build_api
 from serve_app.door import Door
+from serve_app.experiment_desk import ExperimentDesk
 from serve_app.model_file import FileBoard, load_model_file
 from serve_app.profiler import Profiler
 from serve_app.rates import Spent
@@ -21,12 +27,12 @@ from serve_app.variant import Variant
 
 
 class Arguments(BaseModel):
-    """What every application gets: addresses, profile, default model."""
+    """What every application gets: addresses (where none are given, those of its own host), profile, default model."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
-    storage_url: str
-    ledger_url: str
+    storage_url: str = Field(default_factory=lambda: get_settings().storage)
+    ledger_url: str = Field(default_factory=lambda: get_settings().ledger)
     profile: str
     default_model: str
     open_without_key: bool
@@ -48,6 +54,9 @@ class Router:
         self.trust_event_time = arguments.profile == "local"
         self.door = Door(self._keys, open_without_key=arguments.open_without_key, exchange=_balance)
         self._ledger_url = arguments.ledger_url
+        self.board.experiments = ExperimentDesk(
+            lambda: Ledger(arguments.ledger_url), self.board.storage, RecorderHandle, lambda: _traffic(arguments)
+        )
         self._store: KeyStore | None = None
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -63,6 +72,41 @@ class Router:
         if self._store is None:
             self._store = KeyStore(Ledger(self._ledger_url))
         return self._store.all()
+
+
+class RecorderHandle:
+    """What commits exposures and outcomes, by way of Serve."""
+
+    _handle: Any = None
+
+    def __init__(self) -> None:
+        if RecorderHandle._handle is None:  # asking for a handle waits for the controller
+            RecorderHandle._handle = serve.get_app_handle("recorder")
+
+    async def expose(self, experiment_id: str, exposure: Exposure) -> None:
+        """Return once a meeting is committed."""
+        await RecorderHandle._handle.expose.remote(experiment_id, exposure)
+
+    async def record_outcomes(self, experiment_id: str, outcomes: list[Outcome]) -> list[Recorded]:
+        """Return what became of outcomes, once they are committed."""
+        return await RecorderHandle._handle.record_outcomes.remote(experiment_id, outcomes)
+
+
+def _traffic(arguments: Arguments) -> Traffic:
+    """Return what gives live traffic, where this process's settings are those of the stack that it serves.
+
+    Raises
+    ------
+    ServiceUnavailable
+        Where they are not: what would be composed of them would replace the running configuration by another one.
+    """
+    settings = get_settings()
+    if (settings.ledger, settings.storage) != (arguments.ledger_url, arguments.storage_url):
+        raise ServiceUnavailable(
+            "this replica's settings are not those of the stack; give the live traffic from where the stack's settings "
+            "are: `prefect deployment run 'experiment/…'`"
+        )
+    return get_traffic(settings)
 
 
 async def _balance(spent: Spent) -> dict[str, float]:

@@ -155,11 +155,16 @@ def parsed(form: "TypeAdapter[Form]", data: Any) -> Form:
     try:
         return form.validate_python(data)
     except ValidationError as error:
-        faults = [
-            {"field": ".".join(map(str, e["loc"])), "reason": e["msg"]}
-            for e in error.errors(include_url=False, include_context=False, include_input=False)
-        ]
-        raise _of_faults(faults) from None
+        raise faults_of(error) from None
+
+
+def faults_of(error: ValidationError) -> NotTheForm:
+    """Return pydantic's error as ours, every fault at once."""
+    faults = [
+        {"field": ".".join(map(str, e["loc"])), "reason": e["msg"].removeprefix("Value error, ")}
+        for e in error.errors(include_url=False, include_context=False, include_input=False)
+    ]
+    return _of_faults(faults)
 
 
 def _length_of_records(records: Any) -> int:

@@ -1,6 +1,7 @@
 """Keys of the prediction API, at a terminal.
 
 python -m serve_app.keys create --owner ana --scopes predict,feedback [--rate 600] [--days 30]
+python -m serve_app.keys adopt --owner flows [--scopes predict]  # makes the secret in FORGE_API_KEY a key
 python -m serve_app.keys list
 python -m serve_app.keys rotate ID [--hours 24]
 python -m serve_app.keys revoke ID
@@ -41,6 +42,9 @@ def _parser() -> argparse.ArgumentParser:
     create.add_argument("--scopes", default="predict", help=f"comma-separated, of {', '.join(SCOPES)}")
     create.add_argument("--rate", type=int, default=None, help="rows a minute (default: no limit)")
     create.add_argument("--days", type=_positive, default=None, help="how long it works (default: until it is revoked)")
+    adopt = commands.add_parser("adopt", help="make the secret in FORGE_API_KEY a key, where it is none yet")
+    adopt.add_argument("--owner", required=True, help="whose it is")
+    adopt.add_argument("--scopes", default="predict", help=f"comma-separated, of {', '.join(SCOPES)}")
     commands.add_parser("list", help="show every key, without secrets")
     rotate = commands.add_parser("rotate", help="make a second key like this one, which ends later")
     rotate.add_argument("id")
@@ -58,8 +62,17 @@ def _positive(text: str) -> float:
 
 def _create(store: KeyStore, chosen: argparse.Namespace) -> None:
     ends = datetime.now(UTC) + timedelta(days=chosen.days) if chosen.days else None
-    scopes = [scope.strip() for scope in chosen.scopes.split(",") if scope.strip()]
-    _show(store.create(chosen.owner, scopes, per_minute=chosen.rate, expires_at=ends))
+    _show(store.create(chosen.owner, _scopes(chosen), per_minute=chosen.rate, expires_at=ends))
+
+
+def _adopt(store: KeyStore, chosen: argparse.Namespace) -> None:
+    # Not from the command line, which other processes can read.
+    made = store.adopt(get_settings().api_key, chosen.owner, _scopes(chosen))
+    sys.stdout.write(f"FORGE_API_KEY {'is a key now' if made else 'was a key already'}, of {chosen.owner}\n")
+
+
+def _scopes(chosen: argparse.Namespace) -> list[str]:
+    return [scope.strip() for scope in chosen.scopes.split(",") if scope.strip()]
 
 
 def _rotate(store: KeyStore, chosen: argparse.Namespace) -> None:
@@ -105,6 +118,7 @@ def _day(moment: datetime | None) -> str:
 
 _COMMANDS: dict[str, Callable[[KeyStore, argparse.Namespace], None]] = {
     "create": _create,
+    "adopt": _adopt,
     "list": _list,
     "rotate": _rotate,
     "revoke": _revoke,

@@ -8,6 +8,7 @@ from urllib.parse import quote
 from pydantic import BaseModel
 
 from forge_core import __version__
+from serve_app.experiment_schemas import experiment_paths, experiment_schemas
 from serve_app.live_version import LiveVersion
 from serve_app.open_inference_schemas import v2_paths, v2_schemas
 from serve_app.operations import EVENT_TIME, FLUSH, MODEL, REQUEST_ID, USER, VERSION, components, operation, ref
@@ -42,8 +43,9 @@ def openapi_document(versions: Sequence[LiveVersion], default_model: str) -> dic
     """
     live = {version.model: version for version in versions}
     default = live.get(default_model)
-    schemas = {**_shared_schemas(), **v2_schemas(), **rollout_schemas()}
-    paths = {**_house_paths(), **rollout_paths(), **_model_paths("", default, f"{default_model} (default)")}
+    schemas = {**_shared_schemas(), **v2_schemas(), **experiment_schemas(), **rollout_schemas()}
+    paths = {**_house_paths(), **experiment_paths(), **rollout_paths()}
+    paths |= _model_paths("", default, f"{default_model} (default)")
     shown: list[LiveVersion | None] = [*(live[model] for model in sorted(live))] or [None]
     for version in shown:
         prefix = f"/models/{quote(version.model, safe='') if version else '{model}'}"

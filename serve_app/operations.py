@@ -39,6 +39,11 @@ VERSION_IN_PATH = _parameter("version", "path", TEXT, "A version that is held: t
 VERSION = _parameter("X-Forge-Version", "header", _REQUEST_ID, "Ask this version; its rows are a trial.")
 EVENT_TIME = _parameter("X-Forge-Event-Time", "header", _MOMENT, "When it happened; honoured in the local profile.")
 REQUEST_ID = _parameter("X-Request-ID", "header", _REQUEST_ID, "Your own id, for feedback.")
+EXPERIMENT = _parameter("experiment", "path", TEXT, "The experiment's id.")
+ASKED_USER = {
+    **_parameter("user", "query", _REQUEST_ID, "What stays the same when the user comes again."),
+    "required": True,
+}
 USER = _parameter(
     "X-Forge-User", "header", _REQUEST_ID, "Whose the request is: a user gets the same variant each time."
 )

@@ -7,7 +7,17 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from starlette.responses import Response
 
-from forge_core.errors import Conflict, ForgeError, ModelNotFound, NotEnoughSamples, SchemaViolation, ServiceUnavailable
+from forge_core.errors import (
+    ConfigurationError,
+    Conflict,
+    ExperimentNotFound,
+    ForgeError,
+    ModelError,
+    ModelNotFound,
+    NotEnoughSamples,
+    SchemaViolation,
+    ServiceUnavailable,
+)
 
 
 class NotJson(ForgeError):
@@ -54,6 +64,9 @@ STATUS: dict[type[BaseException], tuple[int, str]] = {
     SlowRequest: (408, "The request took too long to arrive"),
     SchemaViolation: (422, "The features do not fit the model"),
     ModelNotFound: (404, "No such model"),
+    ModelError: (409, "The version cannot be used so"),
+    ExperimentNotFound: (404, "No such experiment"),
+    ConfigurationError: (422, "It cannot be made so"),
     Conflict: (409, "Something else is in the way"),
     NotEnoughSamples: (409, "Not enough rows yet"),
     ServiceUnavailable: (503, "Not ready"),

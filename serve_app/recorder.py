@@ -6,10 +6,13 @@ from datetime import datetime
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from forge_core.experiments.recording import Recorded
+from forge_core.experiments.records import Exposure, Outcome
 from forge_core.ledger import Feedback, Ledger
 from forge_core.monitoring.check_gauges import check_gauges
 from forge_core.monitoring.metric_names import LABELS
 from forge_core.monitoring.metrics import Tally, exposition
+from serve_app.experiment_writer import ExperimentWriter
 from serve_app.rates import Buckets, Spent
 
 logger = logging.getLogger(__name__)
@@ -23,6 +26,7 @@ class Recorder:
     def __init__(self, ledger_url: str) -> None:
         self.ledger = Ledger(ledger_url)
         self._total, self._buckets = Tally(), Buckets()
+        self._experiments = ExperimentWriter(self.ledger)
         self._waiting: list[tuple[str, Rows, asyncio.Future[None]]] = []
         self._running: asyncio.Task[None] | None = None
 
@@ -35,6 +39,14 @@ class Recorder:
         await done
         self._total.count(LABELS, (model,), len(rows))
         return len(rows)
+
+    async def expose(self, experiment_id: str, exposure: Exposure) -> None:
+        """Return once it is committed that a user met a variant."""
+        await self._experiments.expose(experiment_id, exposure)
+
+    async def record_outcomes(self, experiment_id: str, outcomes: list[Outcome]) -> list[Recorded]:
+        """Return what became of outcomes of an experiment; returns only after the commit."""
+        return await self._experiments.record(experiment_id, outcomes)
 
     async def gather(self, tally: Tally) -> None:
         """Add what a router counted since its last call."""

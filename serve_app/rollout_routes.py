@@ -14,7 +14,7 @@ from forge_core.experiments.rollout import abort, advance, hold, resume
 from forge_core.experiments.rollout_records import Rollout, RolloutRecords
 from forge_core.experiments.rollout_run import flip_back
 from forge_core.ledger import Ledger
-from serve_app.bodies import Limits, not_the_form, parsed, read_json
+from serve_app.bodies import Limits, parsed, read_json
 from serve_app.door import Caller
 from serve_app.operations import MODEL, operation, ref
 from serve_app.protocol import json_reply
@@ -29,15 +29,6 @@ _ACTIONS: dict[str, Callable[..., Rollout]] = {"hold": hold, "resume": resume, "
 _CHANGE_ERRORS = (400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 503)
 
 
-class Steer(BaseModel):
-    """Why a rollout is changed, and the step at which the caller saw it."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    reason: str = Field(min_length=1, max_length=500)
-    step: int | None = Field(None, ge=0, description="Needed to advance: of two at once one is told.")
-
-
 class Why(BaseModel):
     """Why the traffic goes back."""
 
@@ -46,7 +37,20 @@ class Why(BaseModel):
     reason: str = Field(min_length=1, max_length=500)
 
 
+class Steer(Why):
+    """Why a rollout is changed, and the step at which the caller saw it."""
+
+    step: int | None = Field(None, ge=0, description="At another step by now it is a conflict.")
+
+
+class Advance(Why):
+    """Why a rollout goes on, and from which step: of two callers at once one is told."""
+
+    step: int = Field(ge=0)
+
+
 _STEER: TypeAdapter[Steer] = TypeAdapter(Steer)
+_ADVANCE: TypeAdapter[Advance] = TypeAdapter(Advance)
 _WHY: TypeAdapter[Why] = TypeAdapter(Why)
 
 
@@ -106,9 +110,8 @@ class _RolloutRoutes:
 
         async def act(request: Request) -> Response:
             caller = self.admit(request, "admin")
-            asked = parsed(_STEER, await read_json(request, self.limits))
-            if name == "advance" and asked.step is None:
-                raise not_the_form("step", "is required: at which step you saw the rollout")
+            form: TypeAdapter[Any] = _ADVANCE if name == "advance" else _STEER
+            asked = parsed(form, await read_json(request, self.limits))
             model = request.path_params["model"]
 
             def change(ledger: Ledger) -> Rollout:
@@ -162,6 +165,7 @@ def rollout_schemas() -> dict[str, Schema]:
     return {
         "Rollout": an_object(rollout),
         "RolloutWithLooks": an_object({**rollout, "looks": {"type": "array", "items": {"type": "object"}}}),
+        "Advance": Advance.model_json_schema(),
         "Steer": Steer.model_json_schema(),
         "Why": Why.model_json_schema(),
     }
@@ -176,7 +180,8 @@ def rollout_paths() -> dict[str, Any]:
         f"/rollouts/{{model}}/{name}": {
             "post": operation(
                 f"rollout_{name}", (_ACTIONS[name].__doc__ or name).splitlines()[0], schema=ref("Rollout"),
-                body=ref("Steer"), example={"reason": "looks fine", "step": 1}, **change,
+                body=ref("Advance" if name == "advance" else "Steer"),
+                example={"reason": "looks fine", "step": 1}, **change,
             )
         }
         for name in _ACTIONS

@@ -17,6 +17,7 @@ from forge_core.errors import ModelNotFound, SchemaViolation, ServiceUnavailable
 from forge_core.monitoring.metric_names import PREDICTION_SECONDS, PREDICTIONS, REFUSED, SPLIT_FAULTS
 from forge_core.storage import Storage
 from serve_app.counting import Counting
+from serve_app.experiment_desk import ExperimentDesk
 from serve_app.journal import Journal, Watch
 from serve_app.live_version import LiveVersion, answer, load_live_version, watched
 from serve_app.shadowing import Shadows
@@ -51,6 +52,7 @@ class Switchboard:
         self._routing = asyncio.Lock()
         self.counting = Counting()
         self.journal = Journal(self.counting)
+        self.experiments: ExperimentDesk | None = None
         self.shadows = Shadows(lambda *rows: self.journal.add(*rows), self.counting)
 
     async def route(

@@ -50,8 +50,9 @@ def watching(folder: Path, api_port: int) -> Iterator[Watcher]:
     shutil.copy(FILES / "rules.yml", folder)
     config = yaml.safe_load((FILES / "prometheus.yml").read_text())
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
-    config["alerting"]["alertmanagers"][0]["static_configs"][0]["targets"] = [f"127.0.0.1:{alert_port}"]
-    config["scrape_configs"][0]["static_configs"][0]["targets"] = [f"127.0.0.1:{api_port}"]
+    (folder / "targets").mkdir()
+    for name, target in (("forge", api_port), ("alertmanager", alert_port)):
+        (folder / "targets" / f"{name}.yml").write_text(yaml.safe_dump([{"targets": [f"127.0.0.1:{target}"]}]))
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
     alerts = yaml.safe_load((FILES / "alertmanager.yml").read_text())
     alerts["route"]["group_wait"] = "1s"

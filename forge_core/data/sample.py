@@ -109,9 +109,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--drift", type=float, default=0.0, help="shift of feature1 in standard deviations")
     parser.add_argument("--label-delay", type=float, default=0.0, help="hours until a label is known")
     parser.add_argument("--seed", type=int, default=0, help="random seed")
-    parser.add_argument("--out", type=Path, required=True, help="file that ends in .csv or .parquet")
+    parser.add_argument("--out", required=True, help="path or URL (s3://…) that ends in .csv or .parquet")
     chosen = parser.parse_args(arguments)
-    if chosen.out.suffix not in (".csv", ".parquet"):
+    if not chosen.out.endswith((".csv", ".parquet")):
         parser.error(f"--out ends in .csv or .parquet, found {chosen.out}")
     try:
         rows = generate_sample_data(
@@ -119,8 +119,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except ConfigurationError as error:
         parser.error(str(error))
-    chosen.out.parent.mkdir(parents=True, exist_ok=True)
-    if chosen.out.suffix == ".csv":
+    if "://" not in chosen.out:
+        Path(chosen.out).parent.mkdir(parents=True, exist_ok=True)
+    if chosen.out.endswith(".csv"):
         rows.to_csv(chosen.out, index=False)
     else:
         rows.to_parquet(chosen.out, index=False)

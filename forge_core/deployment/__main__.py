@@ -18,11 +18,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pandas as pd
-import yaml
 
-from forge_core import __version__
 from forge_core.deployment.go_back import name_roles
-from forge_core.deployment.rayservice import ray_service
+from forge_core.deployment.ray_pods import manifest_yaml
+from forge_core.deployment.rayservice import IMAGE, config_for_pods, ray_service
 from forge_core.deployment.routing import approve, decline, read_history, read_state, without_traffic
 from forge_core.deployment.routing_table import desired_table, held_versions, told_split
 from forge_core.deployment.serve_client import get_serve_client
@@ -70,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("names", help="bring the registry's aliases to what is live").add_argument("model")
     service = commands.add_parser("rayservice", help="print what is live as a KubeRay manifest")
     service.add_argument("--name", default="forge")
-    service.add_argument("--image", default=f"mlops-forge:{__version__}")
+    service.add_argument("--image", default=IMAGE)
     return parser
 
 
@@ -91,14 +90,11 @@ def _reconcile(ledger: Ledger, settings: Settings, chosen: argparse.Namespace) -
 
 
 def _rayservice(ledger: Ledger, settings: Settings, chosen: argparse.Namespace) -> None:
-    for name, url in (("FORGE_STORAGE_URL", settings.storage), ("FORGE_LEDGER_URL", settings.ledger)):
-        if "://" not in url or url.startswith(("sqlite", "file")):
-            logging.warning("%s is %s, which no pod can reach; set it to a server's URL", name, url)
     # Not the local profile, which trusts whoever calls.
-    config = get_serve_config(settings.model_copy(update={"profile": "cluster"}))
+    config = config_for_pods(get_serve_config(settings.model_copy(update={"profile": "cluster"})))
     table = desired_table(read_state(ledger)[1], {}, None)
     manifest = ray_service(config.compose(held_versions(table), table), name=chosen.name, image=chosen.image)
-    yaml.safe_dump(manifest, sys.stdout, sort_keys=False)
+    sys.stdout.write(manifest_yaml(manifest))
 
 
 def _history(ledger: Ledger, settings: Settings, chosen: argparse.Namespace) -> None:

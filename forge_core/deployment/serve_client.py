@@ -22,6 +22,8 @@ from typing import Any
 
 import httpx
 
+from forge_core.deployment.kuberay import KubeRay
+from forge_core.deployment.rayservice import config_for_pods
 from forge_core.deployment.routing import State, read_state
 from forge_core.deployment.routing_table import (
     Table,
@@ -53,17 +55,26 @@ class ServeClient:
         Ray's authentication token.
     api_key : str
         What our own calls to the prediction API show.
+    api_url : str
+        Where they go; by default to where the configuration says that the API listens.
+    kuberay : KubeRay, optional
+        Passes the configuration on, where Serve runs below a KubeRay service.
     """
 
-    def __init__(self, dashboard_url: str, config: ServeConfig, *, token: str | None = None, api_key: str = "") -> None:
+    def __init__(
+        self,
+        dashboard_url: str,
+        config: ServeConfig,
+        *,
+        token: str | None = None,
+        api_key: str = "",
+        api_url: str = "",
+        kuberay: KubeRay | None = None,
+    ) -> None:
         self.url = f"{dashboard_url}/api/serve/applications/"
         self.headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self.config, self.api_key = config, api_key
-
-    @property
-    def api_url(self) -> str:
-        """Base URL of the prediction API."""
-        return f"http://{self.config.host}:{self.config.port}"
+        self.config, self.api_key, self._kuberay = config, api_key, kuberay
+        self.api_url = api_url or f"http://{config.host}:{config.port}"
 
     def reconcile(
         self,
@@ -167,9 +178,13 @@ class ServeClient:
         return self._request("GET").json().get("applications", {})
 
     def _put(self, variants: Iterable[tuple[str, str]], table: Table) -> None:
-        answer = self._request("PUT", json=self.config.compose(variants, table))
+        config = self.config.compose(variants, table)
+        if self._kuberay is not None:
+            self._kuberay.put(config, self._statuses)
+            return
+        answer = self._request("PUT", json=config)
         if answer.status_code >= 400:
-            raise ConfigurationError(f"Serve refused the configuration: {answer.text[:500]}")
+            raise ConfigurationError(f"Serve refused the configuration: {answer.text.strip()[-500:]}")
 
     def _request(self, method: str, **options: Any) -> httpx.Response:
         try:
@@ -211,7 +226,17 @@ def get_serve_client(settings: Settings) -> ServeClient:
     """Return a client with the settings' addresses; the token comes from Ray's own variables."""
     token_file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
     token = os.environ.get("RAY_AUTH_TOKEN") or (token_file.read_text().strip() if token_file.is_file() else None)
-    return ServeClient(settings.dashboard_url, get_serve_config(settings), token=token, api_key=settings.api_key)
+    config, kuberay = get_serve_config(settings), None
+    if settings.rayservice:
+        config, kuberay = config_for_pods(config), KubeRay(settings.rayservice)
+    return ServeClient(
+        settings.dashboard_url,
+        config,
+        token=token,
+        api_key=settings.api_key,
+        api_url=settings.api_url,
+        kuberay=kuberay,
+    )
 
 
 def _reason(app: Mapping[str, Any]) -> str:

@@ -206,21 +206,21 @@ def decide_paired(wins: ArrayLike, losses: ArrayLike, *, alpha: float = 0.05) ->
     """
     _check(alpha, 2)
     better, worse = superiority_evidence(wins, losses)
-    said = np.where(better >= -np.log(alpha), 1, np.where(worse >= -np.log(alpha), -1, 0))
-    return np.asarray(_first(said, 0))
+    named = _first([log_e >= -np.log(alpha) for log_e in (better, worse)])
+    return np.asarray(np.select([named == 0, named == 1], [1, -1], 0))
 
 
 def _open_horizon(evidence: Callable[[int, int], Floats], n_variants: int, alpha: float) -> Decision:
     """Return the decision by anytime evidence; `evidence(a, b)` is that b is better than a."""
     least: list[Floats] = []
-    proven: list[Floats] = []
+    p: list[Floats] = []
     for b in range(n_variants):
         against = [evidence(a, b) for a in range(n_variants) if a != b]
         least.append(np.minimum.reduce(against))
-        proven.append(np.minimum.reduce([np.maximum.accumulate(log_e, axis=-1) for log_e in against]))
-    p = np.minimum(n_variants * np.exp(-np.maximum(np.stack(proven, axis=-1), 0.0)), 1.0)
-    winner = _first(np.where((p <= alpha).any(axis=-1), p.argmin(axis=-1), -1), -1)
-    return Decision(np.stack(least, axis=-1), p, winner, winner >= 0)
+        proven = np.minimum.reduce([np.maximum.accumulate(log_e, axis=-1) for log_e in against])
+        p.append(np.minimum(n_variants * np.exp(-np.maximum(proven, 0.0)), 1.0))
+    winner = _first([each <= alpha for each in p])
+    return Decision(np.stack(least, axis=-1), np.stack(p, axis=-1), winner, winner >= 0)
 
 
 def _with_maximum(
@@ -228,18 +228,15 @@ def _with_maximum(
 ) -> Decision:
     """Return the decision by bounds at planned looks; `fractions` are units by the maximum, shape (..., n_looks)."""
     n_variants = found.p.shape[-1]
-    z = np.stack(
-        [np.minimum.reduce([z_value(a, b) for a in range(n_variants) if a != b]) for b in range(n_variants)], axis=-1
-    )
+    z = [np.minimum.reduce([z_value(a, b) for a in range(n_variants) if a != b]) for b in range(n_variants)]
     bound, ended = np.full(fractions.shape, np.inf), np.zeros(fractions.shape, bool)
     for place in np.ndindex(fractions.shape[:-1]):
         looks, at = _planned_looks(fractions[place], n_looks)
         if looks:
             bound[(*place, looks)] = obrien_fleming_bounds(at, 2 * alpha / n_variants)
             ended[(*place, slice(looks[-1], None))] = at[-1] >= 1
-    reached = (z >= bound[..., None]).any(axis=-1)
-    winner = _first(np.where(reached, z.argmax(axis=-1), -1), -1)
-    return Decision(found.log_e, found.p, winner, ended | (winner >= 0), z, bound)
+    winner = _first([each >= bound for each in z])
+    return Decision(found.log_e, found.p, winner, ended | (winner >= 0), np.stack(z, axis=-1), bound)
 
 
 def _planned_looks(fractions: Floats, n_looks: int) -> tuple[list[int], list[float]]:
@@ -262,12 +259,15 @@ def _planned_looks(fractions: Floats, n_looks: int) -> tuple[list[int], list[flo
     return looks, at
 
 
-def _first(said: Ints, silent: int) -> Ints:
-    """Return what was said first, from then on, along the last axis."""
-    spoken = said != silent
-    look = spoken.argmax(axis=-1)[..., None]
-    first = np.take_along_axis(said, look, axis=-1)
-    return np.where(np.logical_or.accumulate(spoken, axis=-1), first, silent)
+def _first(reached: list[NDArray[np.bool_]]) -> Ints:
+    """Return the number of the one that first reached its bound, from that look on; -1 before.
+
+    Should two reach theirs at the same look, which takes evidence in both directions, it is the lower number.
+    """
+    any_reached = np.logical_or.accumulate(np.logical_or.reduce(reached), axis=-1)
+    look = any_reached.argmax(axis=-1)[..., None]
+    first = np.argmax([np.take_along_axis(each, look, axis=-1) for each in reached], axis=0)
+    return np.where(any_reached, first, -1)
 
 
 def _check(alpha: float, n_variants: int) -> None:

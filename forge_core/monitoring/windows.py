@@ -23,7 +23,8 @@ from forge_core.storage import Storage
 
 logger = logging.getLogger(__name__)
 
-WINDOWS_FILE = "reference_windows.json.gz"
+# Not `.gz`: MLflow tells S3 of that encoding, and whoever downloads the file over HTTP then gets it unpacked.
+WINDOWS_FILE = "reference_windows.gzip"
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _STAMP = "%Y%m%dT%H%M%SZ"
@@ -209,7 +210,7 @@ class ReferenceProfile:
         return cls(grid, counts, profile, _count_windows(grid, frame, times, window_hours))
 
     def to_files(self) -> dict[str, bytes]:
-        """Return `reference.json` (grid and counts), `reference.bin` (whylogs) and `reference_windows.json.gz`."""
+        """Return `reference.json` (grid and counts), `reference.bin` (whylogs) and `reference_windows.gzip`."""
         text = json.dumps({"grid": self.grid.to_dict(), "counts": self.counts.to_dict()}, sort_keys=True)
         windows = {start.isoformat(): counts.to_dict() for start, counts in self.windows.items()}
         packed = gzip.compress(json.dumps(windows, sort_keys=True).encode(), mtime=0)

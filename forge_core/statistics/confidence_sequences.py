@@ -190,8 +190,8 @@ def _difference(*moments: ArrayLike) -> tuple[Floats, Floats, Floats]:
     n_a, mean_a, var_a, n_b, mean_b, var_b = np.broadcast_arrays(*(np.asarray(m, float) for m in moments))
     for name, part in (("units", n_a), ("units", n_b), ("variances", var_a), ("variances", var_b)):
         # Variances from sums of squares may come out a rounding error below 0.
-        if part.size and np.nanmin(part) < -1e-9:
-            raise ValueError(f"expected {name} of at least 0, found {np.nanmin(part):g}")
+        if (part < -1e-9).any():
+            raise ValueError(f"expected {name} of at least 0, found {part[part < -1e-9][0]:g}")
     enough = (n_a >= MIN_UNITS) & (n_b >= MIN_UNITS)
     with np.errstate(divide="ignore", invalid="ignore"):
         squared = np.maximum(var_a, 0) / n_a + np.maximum(var_b, 0) / n_b

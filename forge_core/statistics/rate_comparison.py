@@ -24,6 +24,8 @@ Floats = NDArray[np.float64]
 _MULTIPLES = 2.0 ** np.arange(-3, 2.5, 0.5)
 _WEIGHTS = np.exp(-(np.log(_MULTIPLES) ** 2) / (2 * 0.6**2))
 
+_BLOCK = 4096
+
 # Without a declaration: one in ten against a fifth more.
 BASELINE, MIN_EFFECT = 0.10, 0.02
 
@@ -72,20 +74,28 @@ def higher_rate_evidence(
     """
     rho = np.asarray(shares, float)
     converted = _flat(conversions, rho)
-    by_converted, by_rest = _log_ratios(rho, baseline, min_effect, rest=visitors is not None)
-    log_e = converted @ by_converted
-    if visitors is not None:
-        rest = _flat(visitors, rho) - converted
-        if rest.size and rest.min() < 0:
-            raise ValueError("expected at least as many visitors as conversions, found a look with fewer")
-        log_e += rest @ by_rest
-    largest = log_e.max(axis=-1, keepdims=True)
-    log_e -= largest
-    np.exp(log_e, out=log_e)
-    return np.asarray(np.log(log_e @ (_WEIGHTS / _WEIGHTS.sum())) + largest[..., 0])
+    by_converted, by_rest = _log_ratios(rho, baseline, min_effect)
+    if visitors is None:
+        return _mixed(converted, by_converted)
+    rest = _flat(visitors, rho) - converted
+    if rest.size and rest.min() < 0:
+        raise ValueError("expected at least as many visitors as conversions, found a look with fewer")
+    return _mixed(np.concatenate([converted, rest], axis=-1), np.concatenate([by_converted, by_rest]))
 
 
-def _log_ratios(rho: Floats, baseline: float, min_effect: float, *, rest: bool) -> tuple[Floats, Floats]:
+def _mixed(counts: Floats, log_ratios: Floats) -> Floats:
+    """Return the log of the mean evidence over alternatives, a block of looks at a time that fits the cache."""
+    looks = counts.reshape(-1, counts.shape[-1])
+    log_e, weights = np.empty(len(looks)), _WEIGHTS / _WEIGHTS.sum()
+    for start in range(0, len(looks), _BLOCK):
+        block = log_ratios.T @ looks[start : start + _BLOCK].T
+        largest = block.max(axis=0)
+        block -= largest
+        log_e[start : start + _BLOCK] = np.log(weights @ np.exp(block, out=block)) + largest
+    return log_e.reshape(counts.shape[:-1])
+
+
+def _log_ratios(rho: Floats, baseline: float, min_effect: float) -> tuple[Floats, Floats]:
     """Return what a user of each period and variant adds under each alternative, if he converted and if not."""
     other = baseline + min_effect
     if not (0 < baseline < 1 and 0 < other < 1) or min_effect == 0:
@@ -95,7 +105,7 @@ def _log_ratios(rho: Floats, baseline: float, min_effect: float, *, rest: bool) 
     mean = np.atleast_2d(rho / rho.sum(axis=-1, keepdims=True)) @ rates
     width = 2 * len(mean)
     by_converted = np.log(rates / mean[:, None, :]).reshape(width, -1)
-    by_rest = np.log((1 - rates) / (1 - mean[:, None, :])).reshape(width, -1) if rest else np.zeros((width, 1))
+    by_rest = np.log((1 - rates) / (1 - mean[:, None, :])).reshape(width, -1)
     return by_converted, by_rest
 
 

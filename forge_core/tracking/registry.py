@@ -203,7 +203,7 @@ class Registry:
         Parameters
         ----------
         serving : mapping, optional
-            The desired serving state, `{"models": {name: {"champion": "3", "previous": "2"}}}`.
+            The desired serving state, `{"models": {name: {"champion": "3", "previous": "2"}}}`, splits and shadows too.
 
         Raises
         ------
@@ -211,7 +211,13 @@ class Registry:
             When an alias points at it, it is live or was before, or it is tagged `protected`; says which.
         """
         version = self.resolve(model, which)
-        roles = ((serving or {}).get("models", {}).get(model) or {}).items()
+        entry = (serving or {}).get("models", {}).get(model) or {}
+        roles = [(role, v) for role, v in entry.items() if isinstance(v, str)]
+        roles += [
+            (f"variant {n!r} of {entry['split']['id']}", v)
+            for n, v in entry.get("split", {}).get("variants", {}).items()
+        ]
+        roles += [("the shadow", entry["shadow"]["version"])] if "shadow" in entry else []
         reasons = [f"the alias {a!r} points at it" for a, v in self.aliases(model).items() if v == version.version]
         reasons += [f"it is {role} in the serving state" for role, v in roles if v == version.version]
         reasons += [f"its tag {t!r} is true" for t in _PROTECTED if version.tags.get(t, "").lower() == "true"]

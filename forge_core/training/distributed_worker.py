@@ -7,7 +7,7 @@ and optimiser are all there is to keep, and a run that goes on is the run that w
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
@@ -53,19 +53,43 @@ def learning_rate_at(step: int, total: int, highest: float) -> float:
 
 
 def run_worker(config: dict[str, Any]) -> None:
-    """Train this worker's share from the newest checkpoint to the end; Ray Train calls it in each worker."""
+    """Train this worker's share; Ray Train calls it in each worker."""
     import ray.train
     import ray.train.torch
-    import torch
 
-    job = Job(**config)
     context = ray.train.get_context()
     share = Share(context.get_world_rank(), context.get_world_size())
+    train_share(
+        Job(**config), share, ray.train.torch.get_device(), node=context.get_node_rank(), report=ray.train.report
+    )
+
+
+def train_share(
+    job: Job,
+    share: Share,
+    device: Any,
+    *,
+    node: int = 0,
+    report: Callable[[dict[str, Any]], None] = lambda metrics: None,
+) -> None:
+    """Train one worker's share from the newest checkpoint to the end.
+
+    Parameters
+    ----------
+    device : torch.device
+        On a GPU the network computes in bfloat16 where that is safe (`torch.autocast`); weights, losses and
+        checkpoints stay float32, so that a run may go on where there is none.
+    node : int
+        For the record of who works where.
+    report : callable
+        Called with each epoch's metrics.
+    """
+    import torch
+
     storage, blocks = Storage(job.storage_url), Blocks(**job.blocks)
-    device = ray.train.torch.get_device()
     if device.type == "cpu":
         torch.set_num_threads(1)
-    storage.write_json(f"{job.folder}/workers/{share.rank}.json", {"pid": os.getpid(), "node": context.get_node_rank()})
+    storage.write_json(f"{job.folder}/workers/{share.rank}.json", {"pid": os.getpid(), "node": node})
     torch.manual_seed(job.random_state)
     network = build_network([blocks.n_features, *job.hidden_sizes, job.n_classes or 1], job.dropout).to(device)
     optimiser = torch.optim.AdamW(network.parameters(), lr=job.learning_rate, weight_decay=job.weight_decay)
@@ -87,7 +111,7 @@ def run_worker(config: dict[str, Any]) -> None:
         if share.rank == 0:
             storage.write_json(f"{job.folder}/epochs/{epoch + 1:06d}.json", metrics)
         trainer.save(step, 0.0)
-        ray.train.report(metrics)
+        report(metrics)
         if not math.isfinite(metrics["train_loss"]):
             return
 

@@ -18,13 +18,17 @@ def code_hash() -> str:
 
 
 def code_commit() -> str | None:
-    """Return the checkout's commit, with `-dirty` where files differ from it; None outside a git checkout."""
+    """Return the checkout's commit, with `-dirty` where files differ from it.
+
+    An image has no git; there the file COMMIT beside the package says what it was built from. None without either.
+    """
     git = ["git", "-C", str(_PACKAGE)]
     try:
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
-        return None
+        told = _PACKAGE.parent / "COMMIT"
+        return told.read_text(encoding="ascii").strip() if told.is_file() else None
     return commit + ("-dirty" if changed.strip() else "")
 
 

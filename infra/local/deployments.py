@@ -11,8 +11,15 @@ from infra.local.environment import ROOT, child_environment
 FILE = Path("deployments") / "prefect.yaml"
 
 
-def register_deployments(settings: Settings) -> None:
+def register_deployments(settings: Settings, variables: dict[str, str] | None = None) -> None:
     """Return once every deployment of the file is known to the server; what was there before is updated.
+
+    Parameters
+    ----------
+    settings : Settings
+        Home, where the log goes, and the seconds that it may take.
+    variables : dict of str to str, optional
+        The environment that names the server; by default the local stack's.
 
     Raises
     ------
@@ -29,7 +36,7 @@ def register_deployments(settings: Settings) -> None:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=ROOT,
-                env=child_environment(settings, "deployments"),
+                env=variables or child_environment(settings, "deployments"),
                 timeout=settings.startup_timeout,
                 check=False,
             ).returncode

@@ -14,7 +14,8 @@ STACK = "MLOPS_FORGE_STACK"
 MEMBER = "MLOPS_FORGE_MEMBER"
 POOL = "local"
 
-_QUIET = {
+# Nothing of the stack reports home.
+QUIET = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
@@ -67,7 +68,7 @@ def environment(settings: Settings) -> dict[str, str]:
     home = settings.home.resolve()
     return {
         **_forge_variables(settings),
-        **_QUIET,
+        **QUIET,
         **_FIXED,
         "FORGE_CHECKOUT": str(ROOT),
         "PYTHONPATH": str(ROOT),
@@ -123,9 +124,8 @@ def token_path(settings: Settings) -> Path:
     return settings.home.resolve() / "ray_token"
 
 
-def ensure_token(settings: Settings) -> str:
-    """Return Ray's token (64 hexadecimal digits), made once and readable by its owner only."""
-    path = token_path(settings)
+def ensure_token(path: Path) -> str:
+    """Return Ray's token in a file (64 hexadecimal digits), made once and readable by its owner only."""
     if not path.exists():
         path.touch(mode=0o600)
         path.write_text(secrets.token_hex(32), encoding="ascii")

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import socket
 import urllib.error
 import urllib.request
@@ -70,24 +71,25 @@ def ask(name: str, settings: Settings, started_at: float, *, timeout: float = 3.
 
 
 def dashboard(settings: Settings, path: str, *, method: str = "GET", timeout: float = 10.0) -> Any:
-    """Return the answer of Ray's dashboard to a request with this stack's token."""
-    token = token_path(settings).read_text(encoding="ascii").strip()
+    """Return the answer of Ray's dashboard to a request with Ray's token: its variable's, else this stack's."""
+    token = os.environ.get("RAY_AUTH_TOKEN") or token_path(settings).read_text(encoding="ascii").strip()
     return fetch(f"{settings.dashboard_url}{path}", method=method, token=token, timeout=timeout)
 
 
-def crash_dead_runs(settings: Settings, dead: Callable[[Run], bool]) -> int:
+def crash_dead_runs(api: str, dead: Callable[[Run], bool], *, token: str = "") -> int:
     """Mark as crashed the pool's unfinished runs that `dead` is true of, and return how many there were.
 
-    Such a run would hold its deployment's only slot until its lease ends, and be shown as running for ever.
+    `api` is the address of Prefect's API, with the key `token` where it needs one. Such a run would hold its
+    deployment's only slot until its lease ends, and be shown as running for ever.
     """
     unfinished = {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}
     query = {"flow_runs": unfinished, "work_pools": {"name": {"any_": [POOL]}}, "limit": 200}
-    runs = fetch(f"{settings.prefect_url}/api/flow_runs/filter", method="POST", body=query)
+    runs = fetch(f"{api}/flow_runs/filter", method="POST", body=query, token=token)
     state = {"type": "CRASHED", "name": "Crashed", "message": "The process of this run ended before its work did."}
     crashed = [run for run in runs if dead(run)]
     for run in crashed:
-        url = f"{settings.prefect_url}/api/flow_runs/{run['id']}/set_state"
-        fetch(url, method="POST", body={"state": state, "force": True}, timeout=10.0)
+        url = f"{api}/flow_runs/{run['id']}/set_state"
+        fetch(url, method="POST", body={"state": state, "force": True}, token=token, timeout=10.0)
     return len(crashed)
 
 

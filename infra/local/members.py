@@ -85,11 +85,26 @@ def _mlflow(settings: Settings) -> Member:
     return Member("mlflow", "MLflow server", (sys.executable, "-m", *command), settings.mlflow_url)
 
 
-def _ray(settings: Settings, inner: Mapping[str, int]) -> Member:
-    command = (
-        *("ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats", "--log-color=false"),
-        *("--node-ip-address=127.0.0.1", f"--port={settings.ray_port}"),
-        *("--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={settings.dashboard_port}"),
+def ray_head(
+    settings: Settings, inner: Mapping[str, int], *, address: str = "127.0.0.1", host: str = "127.0.0.1"
+) -> tuple[str, ...]:
+    """Return the command of a Ray head.
+
+    Parameters
+    ----------
+    settings : Settings
+        Ports, and the home, by which its session folder is named.
+    inner : mapping of str to int
+        A port for each of `INNER_PORTS`.
+    address : str
+        Of this node in the cluster; empty: the one that Ray finds.
+    host : str
+        Where the dashboard listens.
+    """
+    return (
+        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
+        *("--log-color=false", *((f"--node-ip-address={address}",) if address else ()), f"--port={settings.ray_port}"),
+        *("--include-dashboard=true", f"--dashboard-host={host}", f"--dashboard-port={settings.dashboard_port}"),
         *(f"--object-store-memory={_OBJECT_STORE_BYTES}", f"--temp-dir={ray_folder(settings)}"),
         # 0: the system picks a free port for each worker, which two heads on one machine cannot clash over.
         *("--min-worker-port=0", "--max-worker-port=0"),
@@ -97,17 +112,26 @@ def _ray(settings: Settings, inner: Mapping[str, int]) -> Member:
         f"--ray-client-server-port={inner['ray_client']}",
         *(f"--dashboard-agent-listen-port={inner['ray_agent']}", f"--metrics-export-port={inner['ray_metrics']}"),
     )
-    variables = {
+
+
+def head_variables(inner: Mapping[str, int]) -> dict[str, str]:
+    """Return the variables that only a Ray head gets: ports that two heads on one machine must not share."""
+    return {
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(inner["serve_fallback_http"]),
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(inner["serve_fallback_grpc"]),
     }
-    return Member("ray", "Ray head", (sys.executable, "-m", *command), settings.dashboard_url, variables=variables)
+
+
+def worker_command(name: str) -> tuple[str, ...]:
+    """Return the command of a Prefect worker that runs the flows of our pool as processes."""
+    command = ("prefect", "worker", "start", "--pool", POOL, "--type", "process", "--install-policy", "never")
+    return (sys.executable, "-m", *command, "--name", name)
+
+
+def _ray(settings: Settings, inner: Mapping[str, int]) -> Member:
+    return Member("ray", "Ray head", ray_head(settings, inner), settings.dashboard_url, variables=head_variables(inner))
 
 
 def _worker(settings: Settings) -> Member:
-    command = (
-        *("prefect", "worker", "start", "--pool", POOL, "--type", "process"),
-        *("--name", WORKER, "--install-policy", "never"),
-    )
     url = f"{settings.prefect_url}/work-pools/work-pool/{POOL}"
-    return Member("worker", "Prefect worker", (sys.executable, "-m", *command), url, after="prefect", sweeps=False)
+    return Member("worker", "Prefect worker", worker_command(WORKER), url, after="prefect", sweeps=False)

@@ -17,7 +17,7 @@ from rich.console import Console
 from forge_core.errors import ConfigurationError, Conflict, ServiceUnavailable
 from forge_core.settings import Settings
 from infra.local.deployments import register_deployments, tail
-from infra.local.environment import ROOT, apply_environment, child_environment, ensure_token, environment
+from infra.local.environment import ROOT, apply_environment, child_environment, ensure_token, environment, token_path
 from infra.local.members import ray_folder
 from infra.local.ports import check_ports, differing_ports, own_mlflow
 from infra.local.processes import same_process, stack_processes, stop_marked
@@ -118,7 +118,7 @@ def _begin(settings: Settings, console: Console) -> None:
     home = settings.home.resolve()
     _clear_leftovers(home, console)
     check_ports(settings)
-    ensure_token(settings)
+    ensure_token(token_path(settings))
     _fresh_ray_folder(settings)
     supervisor = _start_supervisor(settings)
     try:

@@ -9,8 +9,8 @@ from forge_core.errors import ForgeError
 from forge_core.settings import Settings
 from infra.local import health
 from infra.local.processes import owned_processes, pss_bytes, same_process
+from infra.local.serving import serve_runs
 from infra.local.state import MemberState, read_state
-from infra.local.supervisor import serve_runs
 
 
 @dataclass(frozen=True)

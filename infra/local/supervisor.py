@@ -20,7 +20,7 @@ from infra.local.environment import ROOT, child_environment
 from infra.local.members import INNER_PORTS, Member, members
 from infra.local.ports import stack_ports
 from infra.local.processes import family, free_ports, stack_processes, stop_marked, stop_processes
-from infra.local.serving import begin_reconcile
+from infra.local.serving import begin_reconcile, drain_applications
 from infra.local.state import MemberState, StackState, remove_state, write_state
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,6 @@ _QUICK_DEATHS = 5
 _QUICK_WINDOW = 120.0
 # A member that never answered is broken, not unlucky: one more try is enough.
 _FIRST_TRIES = 2
-_DRAIN_SECONDS = 15.0
 # How often dead flow runs are looked for that no worker reports.
 _SETTLE_SECONDS = 10.0
 
@@ -121,7 +120,7 @@ class Supervisor:
         """Give back the slots of flow runs that died with nobody left to tell the server."""
         self._next_settling = time.monotonic() + _SETTLE_SECONDS
         try:
-            if count := health.crash_dead_runs(self.settings, dead):
+            if count := health.crash_dead_runs(f"{self.settings.prefect_url}/api", dead):
                 log.info("marked dead flow runs crashed count=%d", count)
         except ForgeError as error:
             log.warning("could not mark dead flow runs: %s", error)
@@ -171,7 +170,7 @@ class Supervisor:
 
     def _shut_down(self) -> None:
         log.info("stopping")
-        self._drain_applications()
+        drain_applications(self.settings)
         # The worker first, and what it runs: a flow that ends in order still needs the Prefect server.
         stop_processes(self._family("worker"), grace=10.0)
         others = [process for name in self.seats if name != "worker" for process in self._leader(name)]
@@ -182,14 +181,6 @@ class Supervisor:
         stop_marked(self.home, grace=3.0, spare=[os.getpid()])
         remove_state(self.home)
         log.info("stopped")
-
-    def _drain_applications(self) -> None:
-        if not serve_runs(stack_processes(self.home, member="ray")):
-            return
-        try:
-            health.dashboard(self.settings, "/api/serve/applications/", method="DELETE", timeout=_DRAIN_SECONDS)
-        except (ForgeError, OSError) as error:
-            log.warning("applications did not shut down in order: %s", error)
 
     def _family(self, name: str) -> list[psutil.Process]:
         pid = self.seats[name].state.pid
@@ -215,17 +206,6 @@ class Supervisor:
         if state != self._written:
             write_state(state)
             self._written = state
-
-
-def serve_runs(processes: list[psutil.Process]) -> bool:
-    """Tell whether Ray Serve was started, without asking the dashboard, which would load Serve to answer."""
-    for process in processes:
-        try:
-            if any("ServeController" in part for part in process.cmdline()):
-                return True
-        except psutil.Error:
-            continue
-    return False
 
 
 def supervise(settings: Settings) -> int:

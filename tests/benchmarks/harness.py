@@ -30,6 +30,7 @@ class Report:
 
     def add(self, metric: str, value: float, *, at_most: float | None = None, at_least: float | None = None) -> None:
         """Keep a figure, with its target where it has one."""
+        value = float(value)
         if at_most is not None:
             target, ok = f"<= {at_most:g}", value <= at_most
         elif at_least is not None:

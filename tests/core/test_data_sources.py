@@ -232,6 +232,19 @@ def test_a_quote_that_is_never_closed_loses_no_rows_in_silence(tmp_path: Path) -
     assert len(next(open_source(tmp_path / "r.csv").batches())) == 2
 
 
+def test_a_long_line_after_many_others_is_read_again_from_where_it_came(tmp_path: Path) -> None:
+    lines = [f"{number},short" for number in range(300_000)]
+    lines[200_001:200_001] = ["too,many,cells"]
+    lines[250_000] = f"249999,{'x' * 5_000_000}"
+    lines[280_000:280_000] = ["few"]
+    (tmp_path / "rows.csv").write_text("id,text\n" + "\n".join(lines) + "\n")
+    source = open_source(tmp_path / "rows.csv")
+    rows = pd.concat(source.batches({"id": "integer"}), ignore_index=True)
+    assert rows["id"].tolist() == list(range(300_000))
+    assert rows["text"].str.len().nlargest(2).tolist() == [5_000_000, 5]
+    assert source.rejects["row_number"].tolist() == [200_001, 280_000]
+
+
 def test_a_cell_of_ten_megabytes_passes_and_a_longer_line_is_told(tmp_path: Path) -> None:
     path = tmp_path / "r.csv"
     path.write_text("a,b\n1," + "x" * 10_000_000 + "\n=1+1,1e400\n")

@@ -216,8 +216,8 @@ def test_a_policy_scales_its_models_versions_over_the_pattern() -> None:
     assert "num_replicas" not in apps["variant-m-v1"] and apps["variant-n-v2"]["num_replicas"] == 1
     assert apps["variant-m-v1"]["autoscaling_config"]["max_replicas"] == 4
     assert apps["variant-m-v1"]["max_ongoing_requests"] == 8
-    assert apps["variant-m-v1"]["ray_actor_options"] == {"num_cpus": 0.5}
-    assert apps["variant-n-v2"]["ray_actor_options"] == {"num_cpus": 0}
+    assert apps["variant-m-v1"]["ray_actor_options"]["num_cpus"] == 0.5
+    assert apps["variant-n-v2"]["ray_actor_options"]["num_cpus"] == 0
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ from forge_core.training.distributed_cluster import room_for
 from forge_core.training.distributed_data import Parts
 from forge_core.training.distributed_result import DistributedResult, to_candidate
 from forge_core.training.distributed_trainer import nearest_multiple, train_distributed
+from tests.servers import s3_server
 
 FEATURES = ["feature1", "feature2"]
 
@@ -230,6 +231,31 @@ def test_the_guides_command_trains_on_a_csv_file_and_goes_on_after_its_driver_wa
     assert "gone on from epoch" in out and "epoch 10/10" in out
     assert len(list((folder / "epochs").iterdir())) == 10
     assert json.loads((folder / "result.json").read_text())["metrics"]["roc_auc"] > 0.75
+
+
+@pytest.mark.ray
+@pytest.mark.s3
+def test_rows_blocks_and_checkpoints_may_all_lie_on_s3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    rows = generate_sample_data(1200, random_state=0)[[*FEATURES, "target"]]
+    options = ["--num-workers=2", "--batch-size=32", "--epochs=2", "--checkpoint-every=10", "--run-name=s3"]
+    with s3_server(monkeypatch, "forge-training"):
+        rows.to_parquet("s3://forge-training/rows.parquet")
+        away = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")
+        variables = {**{k: v for k, v in os.environ.items() if k not in away}, "FORGE_HOME": str(tmp_path)}
+        variables["FORGE_STORAGE_URL"] = "s3://forge-training/storage"
+        command = [sys.executable, "-m", "forge_core.training.distributed_trainer", "--dataset"]
+        done = subprocess.run(
+            [*command, "s3://forge-training/rows.parquet", *options],
+            env=variables, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        storage = Storage("s3://forge-training/storage")
+        checkpoint = load_newest(storage, "training/s3/checkpoints")
+        assert checkpoint is not None and checkpoint.facts["epoch"] == 2
+        epochs = [storage.read_json(key) for key in storage.list("training/s3/epochs", suffix=".json")]
+        assert [epoch["epoch"] for epoch in epochs] == [1, 2]
+        pipeline = load_pipeline(storage.read_bytes("training/s3/model.skops"), origin="test")
+        assert len(pipeline.predict(rows[FEATURES])) == len(rows)
 
 
 @pytest.mark.ray

@@ -132,6 +132,35 @@ if should_retrain:
     subprocess.run(["python", "scripts/retrain_model.py"])
 """
 
+AB_TESTING = """
+from forge_core.monitoring.ab_testing import get_ab_test_manager
+
+# Get the global A/B test manager
+ab_manager = get_ab_test_manager()
+
+# Create an experiment
+ab_manager.create_experiment(
+    experiment_id="model_comparison",
+    variants={
+        "model_v1": model_v1,
+        "model_v2": model_v2
+    },
+    traffic_allocation={"model_v1": 0.5, "model_v2": 0.5},
+    description="Comparing model performance",
+    auto_start=True
+)
+
+# Get a variant for a request
+experiment_id, variant_name = ab_manager.get_variant(user_id="user123")
+model = ab_manager.get_experiment(experiment_id).variants[variant_name]
+
+# Make prediction with the selected variant
+prediction = model.predict(features)
+
+# Record conversion
+ab_manager.record_conversion(experiment_id, variant_name)
+"""
+
 
 @pytest.fixture
 def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
@@ -218,3 +247,26 @@ def test_automated_retraining(names: dict[str, Any], monkeypatch: pytest.MonkeyP
     names |= {"drift_detector": detector, "current_data": people(2000, 3, older=older), "subprocess": subprocess}
     exec(RETRAINING, names)
     assert len(run) == calls
+
+
+def test_ab_testing(names: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from forge_core.models.model_trainer import get_model_trainer
+    from forge_core.settings import get_settings
+
+    monkeypatch.setenv("FORGE_HOME", str(tmp_path / "home"))
+    get_settings.cache_clear()
+    try:
+        for name, trees in (("model_v1", 5), ("model_v2", 10)):
+            trainer = get_model_trainer("random_forest", {"n_estimators": trees, "random_state": 42})
+            trainer.train(names["X_train"], names["y_train"])
+            names[name] = trainer
+        names["features"] = names["X_test"][:3]
+        exec(AB_TESTING, names)
+        exec(AB_TESTING, names)  # a notebook's cell is run again
+        verdict = names["ab_manager"].results("model_comparison")
+    finally:
+        get_settings.cache_clear()
+    assert names["model"] is names[names["variant_name"]] and len(names["prediction"]) == 3
+    assert verdict.users[names["variant_name"]] == 1 and verdict.state == "not yet"
+    # Of two anonymous conversions of a variant that one user has met, one counts.
+    assert verdict.not_counted == {"more than exposures": 1}

@@ -88,7 +88,7 @@ def split_rows(storage: Storage, kind: str, share: float, n: int = N, seed: int 
     at = pd.Series(NOON + pd.to_timedelta(np.arange(n) * 0.1, unit="s"))
     frame = pd.DataFrame(
         {
-            "request_id": [f"r{i}" for i in range(n)],
+            "request_id": [f"r{seed}-{i}" for i in range(n)],
             "event_time": at,
             "received_at": at,
             "version": np.where(answered, "2", "1"),
@@ -106,7 +106,7 @@ def split_rows(storage: Storage, kind: str, share: float, n: int = N, seed: int 
         }
     )
     PredictionLog(storage, "m").append(frame)
-    return {f"r{i}": value for i, value in enumerate(label)}
+    return {f"r{seed}-{i}": value for i, value in enumerate(label)}
 
 
 def look(storage: Storage, at: Rollout, kind: str, labels: dict[str, float], minutes: float = 30) -> Look:
@@ -259,7 +259,7 @@ def test_labels_that_come_late_are_looks_of_their_own_and_evidence_only_grows(tm
     labels = split_rows(storage, "wrong", 0.5, n=4000)
     rows, seen, log_e = read_step(storage, now, sides()), {}, []
     for known in range(0, 4001, 250):
-        seen |= {f"r{i}": labels[f"r{i}"] for i in range(known)}
+        seen |= {f"r0-{i}": labels[f"r0-{i}"] for i in range(known)}
         found = weigh(rows, now, POLICY, sides(), seen)
         now = now.with_look({"at": known}, found.carried)
         log_e.append(found["labelled quality"].log_e)

@@ -1,6 +1,7 @@
 """A rollout looked at and carried on, over a real registry, real versions and logs; Serve's REST API is in memory."""
 
-from collections.abc import Iterator
+import shutil
+from contextlib import chdir
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,7 +43,8 @@ class House(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Storage, VersionFolder]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, VersionFolder]:
+    """An MLflow database with three versions of m, the third refused, and the folder that each of them holds."""
     home = tmp_path_factory.mktemp("made")
     storage = Storage(str(home))
     rows = get_data_loader().preprocess_data(generate_sample_data(2000, random_state=0))
@@ -54,25 +56,33 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Storage, VersionFold
     candidate.compile_candidate(storage, recipe, tolerance=1e-4)
     folder = candidate.assemble(storage, recipe, home / "version", lineage={"reason": "test"})
     write_mlmodel(folder.path, folder.pipeline, folder.input_example)
-    return storage, folder
+    uri = f"sqlite:///{home / 'mlflow.db'}"
+    # Where MLflow puts the files of a database without a server; and what it sets goes with the context.
+    with chdir(home), pytest.MonkeyPatch.context() as surroundings:
+        surroundings.setenv("MLFLOW_EXPERIMENT_ID", "0")
+        surroundings.delenv("MLFLOW_EXPERIMENT_ID")
+        surroundings.setenv("MLFLOW_TRACKING_URI", uri)
+        for number in ("1", "2", "3"):
+            with ExperimentTracker("m") as tracker:
+                assert tracker.run_id
+                gate: Any = "refused" if number == "3" else "passed"
+                Registry(uri).register("m", folder.path, run_id=tracker.run_id, candidate=f"c{number}", gate=gate)
+    return home / "mlflow.db", folder
 
 
 @pytest.fixture
-def house(tmp_path: Path, made: tuple[Storage, VersionFolder]) -> Iterator[House]:
+def house(tmp_path: Path, made: tuple[Path, VersionFolder]) -> House:
     """A model m with champion 1 and candidate 2, and a refused version 3."""
-    _, folder = made
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    registry, storage, ledger = Registry(uri), Storage(str(tmp_path / "storage")), Ledger("sqlite://")
+    database, folder = made
+    shutil.copy(database, tmp_path / "mlflow.db")
+    registry = Registry(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    storage, ledger = Storage(str(tmp_path / "storage")), Ledger("sqlite://")
     for number in ("1", "2", "3"):
-        with ExperimentTracker("m", tracking_uri=uri) as tracker:
-            assert tracker.run_id
-            gate: Any = "refused" if number == "3" else "passed"
-            registry.register("m", folder.path, run_id=tracker.run_id, candidate=f"c{number}", gate=gate)
         mirror_version(storage, "m", number, folder)
     nominate(ledger, "m", "1", **WHO)
     promote(ledger, "m", "1", **WHO)
     nominate(ledger, "m", "2", **WHO)
-    yield House(storage, ledger, registry, RecordedServe())
+    return House(storage, ledger, registry, RecordedServe())
 
 
 def start(house: House, policy: RolloutPolicy = POLICY) -> Rollout:

@@ -20,8 +20,9 @@ from pydantic import AliasChoices, BaseModel
 
 import forge_core
 from forge_core.deployment.__main__ import main as deployment_command
+from forge_core.deployment.ray_pods import CLUSTER_VARIABLES
 from forge_core.deployment.routing import nominate, promote
-from forge_core.deployment.serve_config import SERVE_VARIABLES, get_serve_config
+from forge_core.deployment.serve_config import get_serve_config
 from forge_core.ledger import Ledger
 from forge_core.settings import Settings, get_settings
 
@@ -231,8 +232,11 @@ def test_the_rayservice_runs_the_same_configuration(
     for container in [c for group in groups for c in group["template"]["spec"]["containers"]]:
         assert container["image"] == "registry.test/forge:1"
         assert {"name": "serve", "containerPort": config_files.api_port} in container["ports"]
-        assert SERVE_VARIABLES.items() <= {e["name"]: e["value"] for e in container["env"]}.items()
-        assert container["envFrom"] == [{"secretRef": {"name": "shop-environment", "optional": True}}]
+        assert CLUSTER_VARIABLES.items() <= {e["name"]: e.get("value") for e in container["env"]}.items()
+        assert {"secretRef": {"name": "shop-environment", "optional": True}} in container["envFrom"]
+    assert cluster["authOptions"] == {"mode": "token", "secretName": "shop-ray-token"}
+    # Pods know their own URLs, which may hold a password.
+    assert not {"ledger_url", "storage_url"} & {key for app in apps.values() for key in app["args"]}
 
 
 def modules() -> Iterator[str]:

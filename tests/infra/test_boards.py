@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from forge_core.monitoring import metric_names
 from forge_core.monitoring.metric_names import Metric
@@ -30,8 +31,22 @@ def test_panels_lie_beside_each_other_and_name_the_provisioned_source(name: str)
     assert sources == {"prometheus"} and all(p["description"] for p in panels)
 
 
+def test_grafana_is_given_the_boards_and_the_source_that_they_name() -> None:
+    provisioning = FOLDER / "provisioning"
+    sources = yaml.safe_load((provisioning / "datasources" / "prometheus.yml").read_text())["datasources"]
+    assert [(source["uid"], source["type"], source["url"]) for source in sources] == [
+        ("prometheus", "prometheus", "$PROMETHEUS_URL")
+    ]
+    (provider,) = yaml.safe_load((provisioning / "dashboards" / "forge.yml").read_text())["providers"]
+    grafana = yaml.safe_load(Path("infra/docker/docker-compose.yml").read_text())["services"]["grafana"]
+    places = {mount.split(":")[1] for mount in grafana["volumes"]}
+    assert places >= {f"{provider['options']['path']}/{name}.json" for name in BOARDS}
+    assert "PROMETHEUS_URL" in grafana["environment"]
+
+
 def test_every_metric_of_a_board_or_a_rule_is_emitted() -> None:
-    texts = [file.read_text() for file in (*FOLDER.glob("*.json"), PROMETHEUS / "rules.yml")]
+    rules = (PROMETHEUS / "rules.yml", *Path("infra/kubernetes").rglob("prometheusrule.yaml"))
+    texts = [file.read_text() for file in (*FOLDER.glob("*.json"), *rules)]
     found = {name for text in texts for name in re.findall(r"\bforge_(?!core)\w+", text)}
     named = {re.sub("_(bucket|sum|count)$", "", name) for name in found}
     assert named and named <= NAMES

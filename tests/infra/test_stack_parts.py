@@ -147,7 +147,7 @@ def test_the_variables_agree_with_the_settings_and_carry_no_mark(
 
 def test_the_token_is_made_once_and_only_its_owner_reads_it(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path)
-    assert ensure_token(settings) == ensure_token(settings)
+    assert ensure_token(token_path(settings)) == ensure_token(token_path(settings))
     assert token_path(settings).stat().st_mode & 0o777 == 0o600
 
 

@@ -21,6 +21,7 @@ from forge_core.storage import Storage
 from forge_core.training import candidate
 from forge_core.training.candidate import Recipe
 from forge_core.training.datasets import SplitRequest
+from serve_app.experiment_desk import ExperimentDesk
 from serve_app.lanes import Lane
 from serve_app.live_version import LiveVersion, live_version
 from serve_app.recorder import Recorder
@@ -117,6 +118,7 @@ class BoardInProcess(Switchboard):
         super().__init__("memory://none", default_model)
         self.known = {(live.model, live.version): live for live in versions}
         self.recorder = Recorder(ledger_url)
+        self.experiments = ExperimentDesk(lambda: self.recorder.ledger, self.storage, lambda: self.recorder)
 
     async def route_all(self) -> None:
         """Make the greatest version of each model its champion, and another one the candidate."""

@@ -14,9 +14,11 @@ import httpx
 import pytest
 
 from forge_core.errors import ConfigurationError
-from forge_core.keys import SCOPES, KeyStore
+from forge_core.keys import SCOPES, KeyStore, hash_of, new_secret
 from forge_core.ledger import Ledger
+from forge_core.settings import get_settings
 from serve_app.door import Door
+from serve_app.keys import main as keys_command
 from serve_app.protocol import Forbidden, TooManyRequests, Unauthorized
 from serve_app.rates import Buckets
 from tests.serve.boards import Board, rising, served
@@ -278,3 +280,28 @@ def test_keys_are_made_shown_turned_and_ended_at_a_terminal(tmp_path: Path) -> N
     wrong = keys("revoke", "nobody")
     assert wrong.returncode == 1 and "expected the id of a key, found 'nobody'" in wrong.stderr
     assert keys("create", "--owner", "ana", "--scopes", "fly").returncode == 1
+
+
+def test_a_clusters_own_secret_becomes_a_key_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, secret = KeyStore(Ledger(f"sqlite:///{tmp_path}/ledger.db")), new_secret()
+    monkeypatch.setenv("FORGE_HOME", str(tmp_path))
+    monkeypatch.setenv("FORGE_LEDGER_URL", f"sqlite:///{tmp_path}/ledger.db")
+    monkeypatch.setenv("FORGE_API_KEY", secret)
+    for told in ("is a key now", "was a key already"):
+        get_settings.cache_clear()
+        assert keys_command(["adopt", "--owner", "flows", "--scopes", "predict"]) == 0
+        assert told in capsys.readouterr().out
+    (key,) = store.all()
+    assert (key.hash, key.owner, key.may("predict"), key.may("feedback")) == (hash_of(secret), "flows", True, False)
+    store.revoke(key.id)
+    assert not store.adopt(secret, "flows", ["predict"]) and store.all()[0].revoked_at is not None
+    with pytest.raises(ConfigurationError, match="found another one"):
+        store.adopt(secret[:-4] + "none", "flows", ["predict"])
+    for wrong in ("", "a-plain-password", "forge_x_y"):
+        with pytest.raises(ConfigurationError, match="forge_ID_SECRET"):
+            store.adopt(wrong, "flows", ["predict"])
+    with pytest.raises(ConfigurationError, match="expected scopes"):
+        store.adopt(new_secret(), "flows", ["everything"])
+    get_settings.cache_clear()

@@ -9,7 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-# What a schema cannot say: tensors must fit the model and their own shape, lists of columns have one length.
+# What a schema cannot say: tensors must fit the model and their own shape, lists of columns have one length, shares add
+# up to 1 and name the variants.
 CONFIG = """
 [generation]
 database = "none"
@@ -18,10 +19,10 @@ database = "none"
 expected-statuses = ["2xx", "3xx", "4xx", 503]
 
 [checks.negative_data_rejection]
-expected-statuses = [400, 401, 403, 404, 405, 413, 415, 422, 429, 503]
+expected-statuses = [400, 401, 403, 404, 405, 409, 413, 415, 422, 429, 503]
 
 [[operations]]
-include-path-regex = "/(infer|batch)$"
+include-path-regex = "/(infer|batch)$|^/experiments"
 checks.positive_data_acceptance.enabled = false
 """
 
