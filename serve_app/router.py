@@ -21,11 +21,12 @@ from serve_app.experiment_desk import ExperimentDesk
 from serve_app.journal import Journal, Watch
 from serve_app.live_version import LiveVersion, answer, load_live_version, watched
 from serve_app.shadowing import Shadows
-from serve_app.splitting import CHAMPION, Answered, LiveSplit
+from serve_app.splitting import CHAMPION, LiveSplit
 
 logger = logging.getLogger(__name__)
 
 _USUAL = Watch(24.0)
+_USUAL_SPLIT = _USUAL._replace(form="split")
 
 
 class Switchboard:
@@ -47,6 +48,7 @@ class Switchboard:
         self.splits: dict[str, LiveSplit] = {}
         self.trials: dict[str, str] = {}
         self.watch: Mapping[str, Watch | None] = {}
+        self.split_watch: Mapping[str, Watch | None] = {}
         self._routing = asyncio.Lock()
         self.counting = Counting()
         self.journal = Journal(self.counting)
@@ -76,6 +78,7 @@ class Switchboard:
             }
             told = {m: Watch(w["window_hours"], tuple(w["redacted"])) if w else None for m, w in (watch or {}).items()}
             self.held, self.live, self.splits, self.watch = held, champions, splits, told
+            self.split_watch = {m: w and w._replace(form="split") for m, w in told.items()}
             self.shadows.route(
                 {
                     m: (row["shadow"], held[m][row["shadow"]["version"]])
@@ -233,43 +236,44 @@ class Switchboard:
         received = datetime.now(UTC)
         moment = event_time or received
         replies, logged = [], dict[str, list[tuple[Any, ...]]]()
-        for request_id, one in zip(ids, answered, strict=True):
-            prediction, probability = answer(one.live, one.score)
-            milliseconds = round(one.seconds * 1000, 3)
-            logged.setdefault(one.live.version, []).append(
-                (
-                    request_id, moment, received, one.live.version, one.variant, owner, prediction, watched(one.score),
-                    one.assigned.variant, split.id, one.assigned.propensity, one.assigned.unit, milliseconds, one.fault,
-                    *one.row,
-                )
+        calls: dict[tuple[str, str, str], float] = {}
+        for request_id, (live, variant, row, score, seconds, chosen, fault) in zip(ids, answered, strict=True):
+            version = live.version
+            prediction, probability = answer(live, score)
+            milliseconds = round(seconds * 1000, 3)
+            assigned, propensity, unit = chosen
+            entry = (
+                request_id, moment, received, version, variant, owner, prediction, watched(score),
+                assigned, split.id, propensity, unit, milliseconds, fault, *row,
             )  # fmt: skip
+            if version in logged:
+                logged[version].append(entry)
+            else:
+                logged[version] = [entry]
             replies.append(
                 {
                     "prediction": prediction,
                     "prediction_probability": probability,
-                    "model_version": one.live.version,
+                    "model_version": version,
                     "processing_time_ms": milliseconds,
                     "model": model,
                     "request_id": request_id,
-                    "variant": one.variant,
+                    "variant": variant,
                     "experiment": split.id,
                 }
             )
-        self._count_split(model, answered)
-        watch = self.watch.get(model, _USUAL)
-        if watch is not None:
-            for version, rows in logged.items():
-                self.journal.add(model, version, watch._replace(form="split"), rows)
-        return replies
-
-    def _count_split(self, model: str, answered: Sequence[Answered]) -> None:
-        for one in answered:
-            labels = (model, one.live.version, one.variant)
+            labels = (model, version, variant)
             self.counting.count(PREDICTIONS, labels)
-            if one.fault:
-                self.counting.count(SPLIT_FAULTS, (model, one.assigned.variant, one.fault))
-        for labels, seconds in {(model, o.live.version, o.variant): o.seconds for o in answered}.items():
+            calls[labels] = seconds
+            if fault:
+                self.counting.count(SPLIT_FAULTS, (model, assigned, fault))
+        for labels, seconds in calls.items():  # once a call and variant, as without a split
             self.counting.observe(PREDICTION_SECONDS, labels, seconds)
+        watch = self.split_watch.get(model, _USUAL_SPLIT)
+        if watch is not None:
+            for version, entries in logged.items():
+                self.journal.add(model, version, watch, entries)
+        return replies
 
     def _checked(self, live: LiveVersion, records: Rows) -> list[tuple[Any, ...]]:
         try:

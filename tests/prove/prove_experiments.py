@@ -1,7 +1,7 @@
 """Rollouts under load, good ones and bad ones, and the rollout flow killed at random moments.
 
 `python -m tests.prove experiments [better] [wrong] [wrong-unshadowed] [slow] [failing] [kills] [restart]
- [--connections N] [--kills N] [--seed N]`
+ [--connections N] [--kills N] [--seed N] [--direct]`
 """
 
 import argparse
@@ -62,7 +62,8 @@ def _rollouts(parts: Sequence[str], chosen: argparse.Namespace, console: Console
     settings = settings_with_files()
     begun, faults = time.monotonic(), list[str]()
     try:
-        up(settings, quiet=True)
+        # The first part starts its flow by its deployment, the others as processes that can be killed.
+        up(settings, quiet=True, deployments="better" in parts and not chosen.direct)
         apply_environment(settings)
         ground = RolloutGround(settings)
         ground.write_policy()
@@ -90,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--connections", type=int, default=16)
     parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--direct", action="store_true", help="start every flow as a process, none by its deployment")
     parser.add_argument("--seed", type=int, default=0)
     return parser
 
@@ -97,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
 def _better(ground: RolloutGround, chosen: argparse.Namespace, console: Console) -> list[str]:
     """A better model goes through all steps, and back again in one call while the old one is still warm."""
     faults = _back_to_champion(ground)
-    ended, report = _rolled_out(ground, chosen, "better", by_deployment=True)
+    ended, report = _rolled_out(ground, chosen, "better", by_deployment=not chosen.direct)
     faults += _judged(ground, console, ended, report, "promoted", "better")
     steps = [e["reason"].partition(":")[0] for e in _account(ground, ended) if e["kind"] == "rollout_step"]
     wanted = [0.0, 0.01, 0.05, 0.25, 0.5, 1.0]
