@@ -250,12 +250,8 @@ def test_the_gpu_image_is_the_other_one_but_for_cuda() -> None:
         return [line for line in file.read_text().splitlines() if line and not line.startswith("#")]
 
     plain, gpu = lines(DOCKERFILE), lines(GPU)
-    assert set(plain) - set(gpu) == {
-        "ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu",
-        "    WHYLOGS_NO_ANALYTICS=1",
-    }
+    assert set(plain) - set(gpu) == {"    WHYLOGS_NO_ANALYTICS=1"}
     assert set(gpu) - set(plain) == {
-        "ARG TORCH_INDEX=",
         "    WHYLOGS_NO_ANALYTICS=1 \\",
         "    NVIDIA_VISIBLE_DEVICES=all \\",
         "    NVIDIA_DRIVER_CAPABILITIES=compute,utility",
