@@ -17,6 +17,7 @@ from forge_core.monitoring.live_rows import Known
 from forge_core.monitoring.page import check_page
 from forge_core.monitoring.prediction_log import PredictionLog
 from forge_core.monitoring.reports import drift_figure, drift_markdown
+from forge_core.monitoring.shadow_log import ShadowLog
 from forge_core.monitoring.windows import ReferenceProfile
 from forge_core.tracking.mlflow_extensions import ExperimentTracker
 
@@ -38,6 +39,7 @@ def monitor(model: str = "flights", now: str | None = None) -> dict[str, Any]:
     house = open_house(model)
     moment = utc(now) or datetime.now(UTC)
     joined, removed = PredictionLog(house.storage, model).maintain(moment, house.policy.monitor.retention_days)
+    removed += ShadowLog(house.storage, model).maintain(moment, house.policy.monitor.retention_days)
     get_run_logger().info("prediction log: %d days joined, %d days removed", joined, removed)
     seen = _check(house, moment)
     if seen is None:

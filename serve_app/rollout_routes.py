@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from forge_core.deployment.routing import read_history, roll_back
+from forge_core.deployment.routing import roll_back
 from forge_core.errors import ModelNotFound, ServiceUnavailable
 from forge_core.experiments.rollout import abort, advance, hold, resume
 from forge_core.experiments.rollout_records import Rollout, RolloutRecords
@@ -37,6 +37,14 @@ class Why(BaseModel):
     reason: str = Field(min_length=1, max_length=500)
 
 
+class Back(Why):
+    """Why the traffic goes back, and which champion it leaves; where another one is live by now, nothing changes."""
+
+    from_version: str | None = Field(
+        None, min_length=1, max_length=64, description="So a repeated call goes back once."
+    )
+
+
 class Steer(Why):
     """Why a rollout is changed, and the step at which the caller saw it."""
 
@@ -51,7 +59,7 @@ class Advance(Why):
 
 _STEER: TypeAdapter[Steer] = TypeAdapter(Steer)
 _ADVANCE: TypeAdapter[Advance] = TypeAdapter(Advance)
-_WHY: TypeAdapter[Why] = TypeAdapter(Why)
+_BACK: TypeAdapter[Back] = TypeAdapter(Back)
 
 
 def rollout_routes(steering: Steering | None, admit: Admit, *, counted: Counted, limits: Limits) -> list[Route]:
@@ -124,16 +132,13 @@ class _RolloutRoutes:
     async def rollback(self, request: Request) -> Response:
         """Give the traffic to the last good champion."""
         caller = self.admit(request, "admin")
-        reason = parsed(_WHY, await read_json(request, self.limits)).reason
+        asked = parsed(_BACK, await read_json(request, self.limits))
+        who: dict[str, Any] = {"actor": _who(caller), "reason": asked.reason}
         model = request.path_params["model"]
 
         def change(ledger: Ledger) -> str:
-            restored = flip_back(ledger, model, actor=_who(caller), reason=reason)
-            if restored is None:
-                # The one that is live now, so that the same call again does not go back twice.
-                live = read_history(ledger, model).live
-                return roll_back(ledger, model, actor=_who(caller), reason=reason, from_version=live)
-            return restored
+            restored = flip_back(ledger, model, **who)
+            return restored or roll_back(ledger, model, from_version=asked.from_version, **who)
 
         return json_reply({"model": model, "champion": await self.steering.change(model, change)})
 
@@ -167,7 +172,7 @@ def rollout_schemas() -> dict[str, Schema]:
         "RolloutWithLooks": an_object({**rollout, "looks": {"type": "array", "items": {"type": "object"}}}),
         "Advance": Advance.model_json_schema(),
         "Steer": Steer.model_json_schema(),
-        "Why": Why.model_json_schema(),
+        "Back": Back.model_json_schema(),
     }
 
 
@@ -198,7 +203,7 @@ def rollout_paths() -> dict[str, Any]:
         **actions,
         "/models/{model}/rollback": {
             "post": operation(
-                "rollback", "All traffic to the last good champion, at once", schema=champion, body=ref("Why"),
+                "rollback", "All traffic to the last good champion, at once", schema=champion, body=ref("Back"),
                 example={"reason": "answers look wrong"}, **change,
             )
         },

@@ -6,7 +6,7 @@ whole; a request that was copied twice to a version counts once.
 
 import uuid
 from collections.abc import Sequence
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 
 import numpy as np
 import pandas as pd
@@ -98,6 +98,16 @@ class ShadowLog:
             frame = frame[frame["received_at"] >= received_since]
         frame = frame.sort_values("received_at", kind="stable").drop_duplicates("request_id")
         return frame.reset_index(drop=True)[list(columns)]
+
+    def maintain(self, now: datetime, retention_days: float | None = None) -> int:
+        """Remove days past their retention and return how many."""
+        if retention_days is None:
+            return 0
+        last = (now.astimezone(UTC) - timedelta(days=retention_days + 1)).date()
+        old = [key for key in self.storage.list(self.folder, suffix=".parquet") if _date_of(key) < last]
+        for key in old:
+            self.storage.fs.rm(self.storage.path(key))
+        return len({_date_of(key) for key in old})
 
     def _part(self, key: str) -> pa.Table:
         with self.storage.fs.open(self.storage.path(key), "rb") as file:

@@ -80,7 +80,9 @@ def test_a_rollout_is_told_and_advanced_to_its_end_by_persons(tmp_path: Path) ->
         assert named == ["m"] * 3
         late = client.post("/rollouts/m/advance", json={**WHY, "step": 2})
         assert late.status_code == 404 and "was promoted: the night shift" in late.json()["detail"]
-        back = client.post("/models/m/rollback", json=WHY)
+        stale = client.post("/models/m/rollback", json={**WHY, "from_version": "7"})
+        assert stale.json() == {"model": "m", "champion": "2"} and who_answers(client) == {"2"}
+        back = client.post("/models/m/rollback", json={**WHY, "from_version": "2"})
         assert back.json() == {"model": "m", "champion": "1"} and who_answers(client) == {"1"}
         assert client.post("/models/m/rollback", json=WHY).status_code == 404
 

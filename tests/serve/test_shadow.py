@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,9 @@ def test_what_a_shadow_answered_is_read_back(tmp_path: Path) -> None:
     assert found["request_id"].tolist() == [f"r{n}" for n in range(5)]
     assert found["prediction"].tolist() == ["1"] * 5 and found["champion_prediction"].tolist() == ["0"] * 5
     assert len(log.read("3")) == 0 and list(log.read("3").columns) == list(SHADOW_COLUMNS)
+    day = found["event_time"][0].to_pydatetime()
+    assert log.maintain(day) == log.maintain(day, retention_days=1) == 0 and len(log.read("2")) == 5
     half = log.read("2", since=found["event_time"][0], received_since=found["received_at"][2])
     assert half["request_id"].tolist() == ["r2", "r3", "r4"]
+    assert log.maintain(day + timedelta(days=9), retention_days=7) == 1 and len(log.read("2")) == 0
     assert not Storage(str(tmp_path)).list("windows") and not Storage(str(tmp_path)).list("predictions")
