@@ -18,13 +18,13 @@ DASHBOARD, GCS, CLIENT, METRICS = 8265, 6379, 10001, 8080
 # Settings of all, addresses of the other servers, and where the data lies.
 CONFIG_MAPS = ("settings", "servers", "place")
 # What a lost host takes with it is noticed early: Ray gives a node up after five questions that got no answer within
-# three seconds (by default it takes a minute), and the proxy sends what got none within ten seconds to another router
+# five seconds (by default it takes a minute), and the proxy sends what got none within ten seconds to another router
 # (a prediction or a label sent twice counts once).
 CLUSTER_VARIABLES = {
     **SERVE_VARIABLES,
     "RAY_health_check_initial_delay_ms": "30000",
     "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_timeout_ms": "3000",
+    "RAY_health_check_timeout_ms": "5000",
     "RAY_health_check_failure_threshold": "5",
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response response-timeout",
     "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": "10",

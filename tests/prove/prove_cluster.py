@@ -44,7 +44,7 @@ def run(only: Sequence[str] = ()) -> bool:
     """Tell whether Serve and Train ran across hosts, and callers noticed no more than was bound of a lost one."""
     parser = argparse.ArgumentParser(prog="python -m tests.prove cluster", description=__doc__)
     parser.add_argument("--cuts", type=int, default=2, help="how often a worker host is cut off")
-    parser.add_argument("--away", type=float, default=45.0, help="seconds that it stays away")
+    parser.add_argument("--away", type=float, default=90.0, help="seconds that it stays away")
     chosen = parser.parse_args(list(only))
     console = Console(highlight=False, soft_wrap=True)
     faults: list[str] = []
@@ -95,11 +95,13 @@ class Cluster:
         begun = time.monotonic()
         self._make_version()
         made = time.monotonic()
-        for name in (HEAD, *WORKERS):
-            self._start_node(name)
         os.environ["RAY_AUTH_TOKEN"] = self.token
+        for name in (HEAD, *WORKERS):
+            # One after another: Ray gives a start half a minute, however many share the cores.
+            self._start_node(name)
+            _until(lambda name=name: self._kept() and name in self._alive(), _PATIENCE, f"{name} did not come up")
         _until(lambda: self._kept() and self._answers(), _PATIENCE, "the API did not answer")
-        _until(lambda: self._spread(2) and len(self._alive()) == 3, _PATIENCE, "no two replicas of each on three hosts")
+        _until(self._whole, _PATIENCE, "no two replicas of each on three hosts")
         self.console.print(
             f"version: {made - begun:.0f} s; three hosts and Serve: {time.monotonic() - made:.0f} s; "
             f"replicas: {self._told()}"
@@ -132,23 +134,28 @@ class Cluster:
     def cut(self, victim: str, away: float) -> list[str]:
         """Cut a worker host off under load, let it return, and tell what callers noticed."""
         target = (self.hosts.addresses[HEAD], 8000, "/predict")
+        _until(self._whole, _PATIENCE, "three hosts and two replicas of each were not there before the cut")
         before = self._told()
         with Load(self.settings.home, target, self.bodies, {"1": self.expected}, [(CONNECTIONS, None)]) as load:
             time.sleep(5.0)
             cut = time.monotonic()
             self.hosts.cut(victim)
-            dead = _until(lambda: victim not in self._alive(), away, "", strict=False)
+            dead = _until(lambda: (alive := self._alive()) != set() and victim not in alive, away, "", strict=False)
             whole = _until(lambda: self._spread(2, without=victim), away, "", strict=False)
             time.sleep(max(0.0, away - (time.monotonic() - cut)))
             back = time.monotonic()
             self.hosts.join(victim)
             # A node that was given up ends itself; whoever keeps containers starts it again.
             ended = _until(lambda: self._nodes[victim].poll() is not None, 120.0, "", strict=False)
+            others = [name for name, node in self._nodes.items() if name != victim and node.poll() is not None]
             if ended is not None:
                 self._start_node(victim)
             again = _until(lambda: victim in self._alive(), _PATIENCE, f"{victim} did not come back")
             time.sleep(5.0)
-        return self._judge(victim, load.report, before, (cut, back), (dead, whole, ended, again))
+        for name in others:
+            self.console.print(f"{name} ended too: {self._end_of_log(name)}", markup=False)
+        faults = [f"{name} was lost together with {victim}" for name in others]
+        return faults + self._judge(victim, load.report, before, (cut, back), (dead, whole, ended, again))
 
     def _judge(
         self,
@@ -194,6 +201,9 @@ class Cluster:
         proba = folder.pipeline.predict_proba(asked)
         assert folder.classes is not None
         self.expected = [(folder.classes[int(p.argmax())], float(p.max())) for p in proba]
+
+    def _end_of_log(self, name: str) -> str:
+        return (self.hosts.home / f"{name}.log").read_text(errors="replace")[-1500:]
 
     def _kept(self) -> bool:
         """Start what ended again, as whoever keeps containers does; return that it was done."""
@@ -258,6 +268,9 @@ class Cluster:
             return all(len([h for h in hosts if h != without]) >= wanted for hosts in self._where().values())
         return False
 
+    def _whole(self) -> bool:
+        return self._kept() and self._spread(2) and len(self._alive()) == len(self.hosts.addresses)
+
     def _told(self) -> str:
         return "; ".join(f"{kind} on {', '.join(hosts)}" for kind, hosts in self._where().items())
 
@@ -269,7 +282,7 @@ class Cluster:
         try:
             told = httpx.get(url, headers=headers, timeout=10.0, trust_env=False).json()
         except (httpx.HTTPError, json.JSONDecodeError):
-            return set(names.values())
+            return set()
         nodes = told["data"]["summary"]
         return {names.get(n["ip"], "?") for n in nodes if n["raylet"].get("state") == "ALIVE"}
 
