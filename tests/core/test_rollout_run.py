@@ -71,11 +71,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, VersionFolder]
 
 
 @pytest.fixture
-def house(tmp_path: Path, made: tuple[Path, VersionFolder]) -> House:
+def house(tmp_path: Path, made: tuple[Path, VersionFolder], monkeypatch: pytest.MonkeyPatch) -> House:
     """A model m with champion 1 and candidate 2, and a refused version 3."""
     database, folder = made
     shutil.copy(database, tmp_path / "mlflow.db")
     registry = Registry(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")  # where MLflow looks for files
     storage, ledger = Storage(str(tmp_path / "storage")), Ledger("sqlite://")
     for number in ("1", "2", "3"):
         mirror_version(storage, "m", number, folder)
