@@ -13,9 +13,6 @@ import pytest
 from pydantic import ValidationError
 
 from forge_core.data.contracts import Contract
-from forge_core.data.loaders import get_data_loader
-from forge_core.data.sample import generate_sample_data, sample_contract
-from forge_core.data.versions import save_dataset
 from forge_core.deployment.offline_path import Offline
 from forge_core.deployment.replay_rows import NEVER_SEEN, choose_rows, plant_faults, to_records
 from forge_core.deployment.routing import dismiss, nominate, promote, read_state, roll_back, withdraw
@@ -26,11 +23,9 @@ from forge_core.deployment.stages import live_at
 from forge_core.errors import Conflict, ModelError, ModelNotFound
 from forge_core.ledger import Ledger
 from forge_core.models.version import VersionFolder
-from forge_core.policy import AutoscalingPolicy, DataPolicy, GatePolicy, ServingPolicy
+from forge_core.policy import AutoscalingPolicy, DataPolicy, ServingPolicy
 from forge_core.storage import Storage
-from forge_core.training import candidate
-from forge_core.training.candidate import Recipe
-from forge_core.training.datasets import SplitRequest
+from tests.core.sample_version import sample_version
 
 WHO: dict[str, Any] = {"actor": "test", "reason": "because"}
 DATA = DataPolicy(source="sample:", target="target", time_column="event_time")
@@ -238,16 +233,7 @@ def test_scaling_that_cannot_be_is_refused(fields: dict[str, Any], told: str) ->
 @pytest.fixture(scope="module")
 def version(tmp_path_factory: pytest.TempPathFactory) -> tuple[Storage, VersionFolder]:
     """A small version of the sample model with all its parts."""
-    home = tmp_path_factory.mktemp("version")
-    storage = Storage(str(home))
-    rows = get_data_loader().preprocess_data(generate_sample_data(2000, random_state=0))
-    dataset = save_dataset(storage, rows, source="sample:", contract=sample_contract())
-    split = SplitRequest(str(home), dataset.id, "target", "event_time", 0.15, 0.15, 0)
-    recipe = Recipe(split, "gradient_boosting", "classification", (("max_iter", 10), ("random_state", 0)))
-    candidate.fit(storage, recipe)
-    candidate.evaluate(storage, recipe, policy=GatePolicy(), champion=None, champion_name="the training mean")
-    candidate.compile_candidate(storage, recipe, tolerance=1e-4)
-    return storage, candidate.assemble(storage, recipe, home / "version", lineage={"reason": "test"})
+    return sample_version(tmp_path_factory.mktemp("version"))
 
 
 def test_held_out_rows_are_replayed_spread_over_their_part(version: tuple[Storage, VersionFolder]) -> None:

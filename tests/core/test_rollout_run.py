@@ -8,9 +8,6 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from forge_core.data.loaders import get_data_loader
-from forge_core.data.sample import generate_sample_data, sample_contract
-from forge_core.data.versions import save_dataset
 from forge_core.deployment.mirror import mirror_version
 from forge_core.deployment.routing import nominate, promote, read_state, roll_back
 from forge_core.errors import Conflict, ModelError, ModelNotFound
@@ -19,13 +16,11 @@ from forge_core.experiments.rollout_records import Rollout, RolloutRecords
 from forge_core.experiments.rollout_run import go_on, roll_back_now, start_rollout
 from forge_core.ledger import Ledger
 from forge_core.models.version import VersionFolder
-from forge_core.policy import DataPolicy, GatePolicy, ModelPolicy, RolloutPolicy
+from forge_core.policy import DataPolicy, ModelPolicy, RolloutPolicy
 from forge_core.storage import Storage
 from forge_core.tracking.mlflow_extensions import ExperimentTracker
 from forge_core.tracking.registry import Registry, write_mlmodel
-from forge_core.training import candidate
-from forge_core.training.candidate import Recipe
-from forge_core.training.datasets import SplitRequest
+from tests.core.sample_version import sample_version
 from tests.core.test_deployment import RecordedServe
 from tests.core.test_rollout_evidence import shadow_rows, split_rows
 
@@ -46,15 +41,7 @@ class House(NamedTuple):
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, VersionFolder]:
     """An MLflow database with three versions of m, the third refused, and the folder that each of them holds."""
     home = tmp_path_factory.mktemp("made")
-    storage = Storage(str(home))
-    rows = get_data_loader().preprocess_data(generate_sample_data(2000, random_state=0))
-    dataset = save_dataset(storage, rows, source="sample:", contract=sample_contract())
-    split = SplitRequest(str(home), dataset.id, "target", "event_time", 0.15, 0.15, 0)
-    recipe = Recipe(split, "gradient_boosting", "classification", (("max_iter", 10), ("random_state", 0)))
-    candidate.fit(storage, recipe)
-    candidate.evaluate(storage, recipe, policy=GatePolicy(), champion=None, champion_name="the training mean")
-    candidate.compile_candidate(storage, recipe, tolerance=1e-4)
-    folder = candidate.assemble(storage, recipe, home / "version", lineage={"reason": "test"})
+    _, folder = sample_version(home)
     write_mlmodel(folder.path, folder.pipeline, folder.input_example)
     uri = f"sqlite:///{home / 'mlflow.db'}"
     # Where MLflow puts the files of a database without a server; and what it sets goes with the context.
