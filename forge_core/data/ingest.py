@@ -1,5 +1,6 @@
 """From a source to a dataset version: read, check against the contract, keep; batch by batch, in bounded memory."""
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -122,11 +123,14 @@ def _open(source: str | Path | pd.DataFrame | Source, since: str | None, until: 
 
 
 def _ahead(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
-    """Give batches, reading the next one in a thread while the caller works on this one."""
+    """Give batches, reading the next ones in a thread while the caller works on this one.
+
+    Two of them: some batches take longer to read than to check, and some the other way round.
+    """
     with ThreadPoolExecutor(1, thread_name_prefix="forge-read") as thread:
-        pending = thread.submit(next, batches, None)
-        while (batch := pending.result()) is not None:
-            pending = thread.submit(next, batches, None)
+        pending = deque(thread.submit(next, batches, None) for _ in range(2))
+        while (batch := pending.popleft().result()) is not None:
+            pending.append(thread.submit(next, batches, None))
             yield batch
 
 

@@ -187,7 +187,7 @@ def _labelled(
         new, old = (_losses(frame[known.to_numpy()], sides, labels) for frame in (rows.new, rows.old))
         return paired_labels_guard(bar, new, old, policy.max_quality_loss, alpha=policy.alpha)
     new, old = (_losses(frame[frame["request_id"].isin(labels)], sides, labels) for frame in (rows.new, rows.old))
-    counts: list[list[float]] = []
+    counts: list[list[float]] | None = None
     if sides.task != "regression":
         counts = carried["label_counts"] = _with_counts(carried.get("label_counts", []), new, old)
     return labels_guard(bar, counts, new, old, policy.max_quality_loss, alpha=policy.alpha)

@@ -200,28 +200,31 @@ def paired_labels_guard(
 
 
 def labels_guard(
-    bar: Bar, counts: ArrayLike, new_loss: ArrayLike, old_loss: ArrayLike, limit: float, *, alpha: float = 0.05
+    bar: Bar, counts: ArrayLike | None, new_loss: ArrayLike, old_loss: ArrayLike, limit: float, *, alpha: float = 0.05
 ) -> Guard:
     """Judge labelled quality on other rows.
 
     Parameters
     ----------
-    counts : array_like of shape (n_looks, 4)
+    counts : array_like of shape (n_looks, 4), or None
         Until each look: wrong and labelled rows of the version, wrong and labelled rows of the champion; for classes.
-        Empty for numbers, which are judged by their mean loss.
+        None for numbers, which are judged by their mean loss.
     new_loss, old_loss, alpha
         As for `paired_labels_guard`.
     """
-    mine, theirs, looks = np.asarray(new_loss, float), np.asarray(old_loss, float), np.asarray(counts, float)
+    mine, theirs = np.asarray(new_loss, float), np.asarray(old_loss, float)
     if not len(mine) or not len(theirs):
         return unknown("labelled quality", "labelled quality: no labels of both yet")
     value = float(mine.mean() - theirs.mean())
-    if looks.size:
-        worse, better = (float(rate_evidence(*looks.T[order])[-1]) for order in ([0, 1, 2, 3], [2, 3, 0, 1]))
-    else:
+    if counts is None:
         worse = float(higher_mean_evidence(*_moments(theirs), *_moments(mine), alpha=bar.alpha)[0])
         better = float(higher_mean_evidence(*_moments(mine), *_moments(theirs), alpha=alpha)[0])
-    unit = f"wrong answers {_points(value)}" if looks.size else f"mean error {value:+.4g}"
+        unit = f"mean error {value:+.4g}"
+    else:
+        looks = np.asarray(counts, float).reshape(-1, 4)
+        both = [rate_evidence(*looks.T[order]) for order in ([0, 1, 2, 3], [2, 3, 0, 1])]
+        worse, better = (float(log_e[-1]) if len(looks) else 0.0 for log_e in both)
+        unit = f"wrong answers {_points(value)}"
     proven = better >= -math.log(alpha)
     told = f"labelled: {unit} on {len(mine):,} rows against {len(theirs):,}" + (", better beyond doubt" * proven)
     return bar.guard("labelled quality", worse, value=value, limit=limit, n_rows=len(mine), told=told, better=proven)

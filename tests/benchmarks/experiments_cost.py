@@ -4,9 +4,14 @@ Both variants of the split are the champion, so that nothing differs but the ass
 log keeps of it. (A canary takes batches of its own, and costs what smaller batches cost.)
 """
 
+import contextlib
 import tempfile
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+
+import psutil
 
 from forge_core.deployment.routing import read_state
 from forge_core.deployment.routing_table import Split
@@ -14,6 +19,7 @@ from forge_core.deployment.serve_client import get_serve_client
 from forge_core.deployment.splits import drop_split, put_split
 from forge_core.experiments.assignment import segments_of
 from forge_core.ledger import Ledger
+from infra.local.processes import stack_processes
 from tests.benchmarks.bench_serving import SECONDS, WARM
 from tests.benchmarks.serving_load import Load, measure, need_wrk, write_bodies
 from tests.benchmarks.serving_ours import Ours, one_row
@@ -24,10 +30,20 @@ TURNS = 6
 _MODEL = "forest"
 
 
-def cost() -> dict[str, float]:
-    """Return the share of throughput that a live split costs, the requests/s of both, and how many requests failed.
+@dataclass(frozen=True)
+class Measured:
+    """One measurement, and the milliseconds of processor time that the whole stack took for a request."""
 
-    Each turn measures with and without, in changing order; the cost is the median of the turns' own.
+    load: Load
+    cpu_ms: float
+
+
+def cost() -> dict[str, float]:
+    """Return what a live split costs of the throughput, as measured and by processor time, and the figures of both.
+
+    Each turn measures with and without, in changing order; a cost is the median of the turns' own. Where the processors
+    are busy, throughput is their time by that of a request, so both costs are the same thing; the second is the one to
+    go by on a machine that does other work beside.
     """
     need_wrk()
     with tempfile.TemporaryDirectory(prefix="forge-cost-") as name:
@@ -42,21 +58,40 @@ def cost() -> dict[str, float]:
         finally:
             ours.clean()
     return {
-        "cost": median(1 - split.per_second / plain.per_second for plain, split in turns),
-        "requests/s without": median(plain.per_second for plain, _ in turns),
-        "requests/s with a split": median(split.per_second for _, split in turns),
-        "failed": float(sum(load.errors for turn in turns for load in turn)),
+        "cost": median(1 - split.load.per_second / plain.load.per_second for plain, split in turns),
+        "cost by processor time": median(1 - plain.cpu_ms / split.cpu_ms for plain, split in turns),
+        "requests/s without": median(plain.load.per_second for plain, _ in turns),
+        "requests/s with a split": median(split.load.per_second for _, split in turns),
+        "cpu ms a request without": median(plain.cpu_ms for plain, _ in turns),
+        "cpu ms a request with a split": median(split.cpu_ms for _, split in turns),
+        "failed": float(sum(found.load.errors for turn in turns for found in turn)),
     }
 
 
-def _turn(ours: Ours, bodies: Path, *, split_first: bool) -> tuple[Load, Load]:
+def _turn(ours: Ours, bodies: Path, *, split_first: bool) -> tuple[Measured, Measured]:
     found = {}
     for split in (True, False) if split_first else (False, True):
         _share_out(ours, split)
         measure(ours.url, "/predict", bodies, CONNECTIONS, 1.0)
-        found[split] = measure(ours.url, "/predict", bodies, CONNECTIONS, SECONDS)
-        print(f"{'a split' if split else 'no split':<10} {found[split].told()}", flush=True)
+        before = _processor_seconds(ours)
+        load = measure(ours.url, "/predict", bodies, CONNECTIONS, SECONDS)
+        time.sleep(3.0)  # until the profiler has written what was logged
+        used = _processor_seconds(ours) - before
+        found[split] = Measured(load, 1000 * used / (load.per_second * SECONDS))
+        print(
+            f"{'a split' if split else 'no split':<10} {load.told()}, {found[split].cpu_ms:.3f} ms of cpu", flush=True
+        )
     return found[False], found[True]
+
+
+def _processor_seconds(ours: Ours) -> float:
+    """Return the processor time that the serving processes of the stack took so far."""
+    used = 0.0
+    for process in stack_processes(ours.settings.home, member="ray"):
+        with contextlib.suppress(psutil.Error):
+            times = process.cpu_times()
+            used += times.user + times.system
+    return used
 
 
 def _share_out(ours: Ours, live: bool) -> None:
