@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from forge_core.experiments.rollout_evidence import Evidence, Sides, next_step_evidence, read_labels, read_step, weigh
-from forge_core.experiments.rollout_guards import Bar, distance_guard, errors_guard, latency_guard
+from forge_core.experiments.rollout_guards import Bar, distance_guard, errors_guard, labels_guard, latency_guard
 from forge_core.experiments.rollout_picture import rollout_figure
 from forge_core.experiments.rollout_records import Rollout
 from forge_core.experiments.rollout_verdict import Look, judge
@@ -265,6 +265,12 @@ def test_labels_that_come_late_are_looks_of_their_own_and_evidence_only_grows(tm
         log_e.append(found["labelled quality"].log_e)
     assert log_e == sorted(log_e) and log_e[-1] > 7
     assert 5 < len(now.evidence["label_counts"]) <= 17
+
+
+def test_labels_too_few_for_a_look_are_counted_but_prove_nothing() -> None:
+    guard = labels_guard(Bar(0.001, {}), [], np.ones(10), np.zeros(10), 0.02)
+    assert "wrong answers" in guard.reason and guard.value == 1.0
+    assert guard.state == "doubt" and guard.log_e == 0.0 and not guard.better
 
 
 def test_the_picture_of_a_rollout_shows_every_guard(tmp_path: Path) -> None:
