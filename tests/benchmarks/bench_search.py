@@ -35,6 +35,7 @@ def run() -> bool:
 
     report = Report("search")
     os.environ["OMP_NUM_THREADS"] = "1"  # children read it at their start, as Ray's actors do
+    os.environ["RAY_worker_niceness"] = "0"  # by default 15: all contestants are to have the same claim
     with tempfile.TemporaryDirectory(prefix="forge-bench-") as folder:
         split = _write(folder)
         data = trial_data(load_split(Storage(folder), split), "classification", folds=0, time_column=None, seed=0)
