@@ -20,7 +20,7 @@ from forge_core.data.versions import save_dataset
 from forge_core.storage import Storage
 from forge_core.training.datasets import SplitRequest, load_split
 from forge_core.training.trials import WHOLE, TrialData, TrialPlan, run_trial, trial_data
-from tests.benchmarks.harness import Report
+from tests.benchmarks.harness import Report, claim_equally
 
 TRIALS = 32
 FIXED: dict[str, Any] = {"max_iter": 60, "max_leaf_nodes": 15, "random_state": 0}
@@ -35,7 +35,7 @@ def run() -> bool:
 
     report = Report("search")
     os.environ["OMP_NUM_THREADS"] = "1"  # children read it at their start, as Ray's actors do
-    os.environ["RAY_worker_niceness"] = "0"  # by default 15: all contestants are to have the same claim
+    claim_equally()
     with tempfile.TemporaryDirectory(prefix="forge-bench-") as folder:
         split = _write(folder)
         data = trial_data(load_split(Storage(folder), split), "classification", folds=0, time_column=None, seed=0)

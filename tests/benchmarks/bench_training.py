@@ -6,7 +6,6 @@ Data with a quarter of the memory they take. Rows a second are those of the epoc
 
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -18,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from forge_core.training.distributed_trainer import train_distributed
-from tests.benchmarks.harness import Report
+from tests.benchmarks.harness import Report, claim_equally
 
 ROWS, FEATURES, BATCH, HIDDEN = 800_000, 40, 1024, (256, 128)
 EPOCHS = 8
@@ -52,7 +51,7 @@ for epoch in range(epochs):
 
 def run() -> bool:
     """Measure and report; of plain DDP at least 0.9 from memory and 0.7 streamed, in memory that stays bounded."""
-    os.environ["RAY_worker_niceness"] = "0"  # by default 15: both sides are to have the same claim on the processors
+    claim_equally()
     import ray
 
     report = Report("training")
