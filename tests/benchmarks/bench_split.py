@@ -21,6 +21,7 @@ from forge_core.experiments.assignment import segments_of
 from forge_core.ledger import Ledger
 from infra.local.processes import stack_processes
 from tests.benchmarks.bench_serving import SECONDS, WARM
+from tests.benchmarks.harness import Report
 from tests.benchmarks.serving_load import Load, measure, need_wrk, write_bodies
 from tests.benchmarks.serving_ours import Ours, one_row
 from tests.benchmarks.serving_work import bring_live
@@ -38,13 +39,14 @@ class Measured:
     cpu_ms: float
 
 
-def cost() -> dict[str, float]:
-    """Return what a live split costs of the throughput, as measured and by processor time, and the figures of both.
+def run() -> bool:
+    """Measure and report what a live split costs of the throughput.
 
     Each turn measures with and without, in changing order; a cost is the median of the turns' own. Where the processors
-    are busy, throughput is their time by that of a request, so both costs are the same thing; the second is the one to
-    go by on a machine that does other work beside.
+    are busy, throughput is their time by that of a request: the cost by processor time tells what other work of the
+    machine did to the first.
     """
+    report = Report("split")
     need_wrk()
     with tempfile.TemporaryDirectory(prefix="forge-cost-") as name:
         folder = Path(name)
@@ -57,15 +59,20 @@ def cost() -> dict[str, float]:
             turns = [_turn(ours, bodies, split_first=number % 2 == 1) for number in range(TURNS)]
         finally:
             ours.clean()
-    return {
-        "cost": median(1 - split.load.per_second / plain.load.per_second for plain, split in turns),
-        "cost by processor time": median(1 - plain.cpu_ms / split.cpu_ms for plain, split in turns),
-        "requests/s without": median(plain.load.per_second for plain, _ in turns),
-        "requests/s with a split": median(split.load.per_second for _, split in turns),
-        "cpu ms a request without": median(plain.cpu_ms for plain, _ in turns),
-        "cpu ms a request with a split": median(split.cpu_ms for _, split in turns),
-        "failed": float(sum(found.load.errors for turn in turns for found in turn)),
-    }
+    plain, split = ([turn[side] for turn in turns] for side in (0, 1))
+    pairs = list(zip(plain, split, strict=True))
+    report.add("requests/s without", median(p.load.per_second for p in plain))
+    report.add("requests/s with a split", median(s.load.per_second for s in split))
+    report.add("cost, share of requests/s", _cost(pairs), at_most=0.02)
+    report.add("processor ms a request without", median(p.cpu_ms for p in plain))
+    report.add("processor ms a request with a split", median(s.cpu_ms for s in split))
+    report.add("cost by processor time", median(1 - p.cpu_ms / s.cpu_ms for p, s in pairs))
+    report.add("failed requests", float(sum(found.load.errors for found in plain + split)), at_most=0)
+    return report.finish()
+
+
+def _cost(pairs: list[tuple[Measured, Measured]]) -> float:
+    return median(1 - split.load.per_second / plain.load.per_second for plain, split in pairs)
 
 
 def _turn(ours: Ours, bodies: Path, *, split_first: bool) -> tuple[Measured, Measured]:
@@ -109,7 +116,3 @@ def _share_out(ours: Ours, live: bool) -> None:
     else:
         drop_split(ledger, _MODEL, split["id"])
     serve.reconcile(ledger)
-
-
-if __name__ == "__main__":
-    print(cost())
