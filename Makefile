@@ -9,7 +9,7 @@ PUSHED_IMAGE ?= $(DOCKERHUB_USERNAME)/mlops-forge:$(shell git rev-parse --short=
 OVERLAY ?= local
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up status down clean env test test-fast prove bench lint lint-infra fmt lock image image-gpu \
+.PHONY: help setup demo up status down clean env test test-fast test-long prove bench lint lint-infra fmt lock image image-gpu \
   plan programs coverage validate-model scan push kubeconfig deploy smoke rollback
 
 help:  ## Show this index
@@ -42,11 +42,14 @@ clean: setup  ## Stop the local stack and remove its data (asks first)
 env: setup  ## Print the stack's variables: eval "$$(make -s env)"
 	@$(BIN)/python -m infra.local env
 
-test: setup  ## All tests on real servers, under 15 minutes
+test: setup  ## The tests on real servers, under 15 minutes
 	@$(BIN)/python $(if $(COVERAGE),-m coverage run) -m pytest
 
 test-fast: setup  ## Tests without servers, under a minute
-	@$(BIN)/python -m pytest -m "not stack and not ray and not s3 and not postgres and not mlflow and not slow and not browser"
+	@$(BIN)/python -m pytest -m "not stack and not ray and not s3 and not postgres and not mlflow and not slow and not long and not browser"
+
+test-long: setup  ## The tests that take minutes each, whole stacks made and unmade
+	@$(BIN)/python $(if $(COVERAGE),-m coverage run) -m pytest -m long
 
 prove: setup  ## Long fault and figure loops: make prove NAME=flow
 	@$(BIN)/python -m tests.prove $(NAME)

@@ -212,6 +212,7 @@ def test_the_result_becomes_a_version_like_any_other(
         to_candidate(storage, Recipe(replace(split, test_share=0.3), "mlp", "classification", ()), result)
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_the_guides_command_trains_on_a_csv_file_and_goes_on_after_its_driver_was_killed(tmp_path: Path) -> None:
     generate_sample_data(4000, random_state=0)[[*FEATURES, "target"]].to_csv(tmp_path / "rows.csv", index=False)
@@ -233,6 +234,7 @@ def test_the_guides_command_trains_on_a_csv_file_and_goes_on_after_its_driver_wa
     assert json.loads((folder / "result.json").read_text())["metrics"]["roc_auc"] > 0.75
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.s3
 def test_rows_blocks_and_checkpoints_may_all_lie_on_s3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

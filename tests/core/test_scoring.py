@@ -312,6 +312,7 @@ print(found.n_resumed, found.n_rows)
 """
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_a_scoring_whose_driver_was_killed_goes_on_with_what_is_missing(version: VersionFolder, tmp_path: Path) -> None:
     rows = make_rows(60_000, 6)

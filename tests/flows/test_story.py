@@ -172,6 +172,7 @@ def test_the_same_training_again_finds_every_step_and_makes_no_new_version(
     assert [v.version for v in Registry(stack.mlflow_url).versions("sample")] == ["1"]
 
 
+@pytest.mark.long
 def test_bad_data_fails_at_ingest_with_a_sentence_and_what_teaches_nothing_at_the_gate(
     stack: Settings, prefect: PrefectApi, trained: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -197,6 +198,7 @@ def test_bad_data_fails_at_ingest_with_a_sentence_and_what_teaches_nothing_at_th
         nominate(ledger, "sample", refused.version, actor="test", reason="in spite of the gate")
 
 
+@pytest.mark.long
 def test_a_killed_flow_is_marked_crashed_and_its_rerun_repeats_only_what_was_cut(
     stack: Settings, prefect: PrefectApi, trained: dict[str, Any]
 ) -> None:
@@ -311,6 +313,7 @@ def test_run_artifacts_and_champion_can_be_looked_at_in_a_browser(
     assert shows(f"{stack.mlflow_url}/#/models/sample", "champion")
 
 
+@pytest.mark.long
 def test_down_and_up_lose_nothing_and_serve_the_champion_again(
     stack: Settings, trained: dict[str, Any], api: httpx.Client
 ) -> None:

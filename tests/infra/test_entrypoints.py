@@ -24,7 +24,7 @@ from tests.compose_processes import PATIENT, Processes, image_variables
 from tests.servers import S3_KEYS, postgres_server, s3_server
 from tests.stack_settings import short_home
 
-pytestmark = [pytest.mark.stack, pytest.mark.postgres, pytest.mark.s3, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.long, pytest.mark.stack, pytest.mark.postgres, pytest.mark.s3, pytest.mark.timeout(900)]
 
 SERVERS = ("mlflow", "prefect", "ray-head")
 NODES = ("ray-worker", "worker")
