@@ -28,7 +28,7 @@ class Outbox:
     """
 
     def __init__(
-        self, folder: Path, run_id: str, tracking_uri: str, *, linger: float = 1.0, pause: float = 1.0
+        self, folder: Path, run_id: str, tracking_uri: str, *, linger: float = 5.0, pause: float = 1.0
     ) -> None:
         self.journal = Journal.create(folder, run_id, tracking_uri)
         self.run_id, self.tracking_uri, self._linger, self._pause = run_id, tracking_uri, linger, pause

@@ -84,6 +84,7 @@ def unseen() -> pd.DataFrame:
     return rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("model_type", ["linear", "random_forest", "gradient_boosting", "mlp"])
 def test_a_frame_scores_as_its_plain_values_do_to_the_last_bit(model_type: str, target: str) -> None:
@@ -143,6 +144,7 @@ def test_native_takes_over_where_it_stays_faster(measured: list[dict[str, float]
     assert crossing(measured) == expected
 
 
+@pytest.mark.slow
 def test_the_measurement_keeps_to_its_time_and_tells_a_forest_from_one_row() -> None:
     y = TARGETS["two classes"]
     pipeline = get_model_trainer("random_forest", {"n_estimators": 60, "random_state": 0}).train(ROWS, y).pipeline
@@ -167,6 +169,7 @@ def make_recipe(folder: Path) -> tuple[Storage, Recipe]:
     return storage, recipe
 
 
+@pytest.mark.slow
 def test_a_version_carries_its_crossover_and_one_from_before_serves_compiled(tmp_path: Path) -> None:
     storage, recipe = make_recipe(tmp_path)
     candidate.evaluate(storage, recipe, policy=GatePolicy(), champion=None, champion_name="the training mean")

@@ -117,6 +117,7 @@ def test_text_times_and_whole_floats_come_back_typed() -> None:
     assert good["target"].dtype == "int64"
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     st.lists(

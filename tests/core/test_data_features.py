@@ -303,6 +303,7 @@ def test_many_rows_give_what_few_at_a_time_give() -> None:
     assert engineer.transform(rows.head(0)).shape == (0, 6)
 
 
+@pytest.mark.slow
 def test_a_new_process_gives_the_same_bytes(rows: pd.DataFrame, tmp_path: Path) -> None:
     rows["long"] = [f"ü{i}" for i in range(4)]
     engineer = FeatureEngineer(max_one_hot=3, scale=True).fit(rows)

@@ -66,6 +66,7 @@ def test_sample_addresses_choose_rows() -> None:
     assert frame["sample_id"].tolist() == full["sample_id"].iloc[60:181].tolist()
 
 
+@pytest.mark.slow
 def test_flights_addresses_choose_rows_and_options_win() -> None:
     frame = get_data_loader().load_data("flights:?since=2013-01-01&until=2013-12-31", until="2013-01-03")
     assert frame["time_hour"].max() < pd.Timestamp("2013-01-03", tz="UTC")

@@ -68,6 +68,7 @@ def one_by_one(rows: list[dict[str, Any]]) -> tuple[list[Any], list[dict[str, An
     return good, faults
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.one_of(records(0.0), records(0.05)))
 def test_many_rows_are_judged_like_each_one_alone(rows: list[dict[str, Any]]) -> None:
@@ -83,6 +84,7 @@ def test_many_rows_are_judged_like_each_one_alone(rows: list[dict[str, Any]]) ->
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.one_of(records(0.0), records(0.05)))
 def test_columns_are_judged_like_their_rows(rows: list[dict[str, Any]]) -> None:

@@ -131,6 +131,7 @@ def test_s3_gives_the_same_rows_and_says_what_is_wrong(
             list(open_source("s3://forge-rows/r.csv.gz").batches())
 
 
+@pytest.mark.slow
 def test_a_web_server_gives_the_same_rows_and_says_what_is_wrong(tmp_path: Path, rows: pd.DataFrame) -> None:
     for name in ("r.csv.gz", "r.parquet"):
         write(rows, tmp_path / name)

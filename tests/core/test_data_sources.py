@@ -37,6 +37,7 @@ def rows() -> pd.DataFrame:
     return made_rows()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_of_any_kind_gives_the_same_rows(tmp_path: Path, rows: pd.DataFrame, name: str) -> None:
     same(gathered(write(rows, tmp_path / name)), rows)
@@ -49,6 +50,7 @@ def test_a_frame_and_an_fsspec_address_give_the_same_rows(rows: pd.DataFrame) ->
     same(gathered("memory://sources/rows.parquet"), rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["csv", "parquet", "jsonl"])
 def test_folders_and_patterns_give_the_rows_of_all_their_files(tmp_path: Path, rows: pd.DataFrame, ending: str) -> None:
     for i in range(3):
@@ -245,6 +247,7 @@ def test_a_long_line_after_many_others_is_read_again_from_where_it_came(tmp_path
     assert source.rejects["row_number"].tolist() == [200_001, 280_000]
 
 
+@pytest.mark.slow
 def test_a_cell_of_ten_megabytes_passes_and_a_longer_line_is_told(tmp_path: Path) -> None:
     path = tmp_path / "r.csv"
     path.write_text("a,b\n1," + "x" * 10_000_000 + "\n=1+1,1e400\n")

@@ -98,6 +98,7 @@ def test_equal_rows_stay_together() -> None:
     assert sum(map(len, ids)) == 200
 
 
+@pytest.mark.slow
 @SLOW_START
 @given(extra=st.integers(1, 60), gaps=st.booleans(), shuffle=st.integers(0, 99), how=st.sampled_from(sorted(HASHED)))
 def test_no_added_row_ever_moves_another(extra: int, gaps: bool, shuffle: int, how: str) -> None:

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,6 +12,7 @@ from forge_core.data.text_hashing import hash_texts
 TEXTS = st.lists(st.one_of(st.text(max_size=20), st.text(alphabet="a\0", max_size=300)), max_size=30)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(TEXTS, st.integers(0, 10))
 def test_equal_texts_and_only_they_hash_alike_in_any_slice(texts: list[str], start: int) -> None:
@@ -31,6 +33,7 @@ def test_chunks_and_pieces_make_no_difference() -> None:
         assert (one == other).all()
 
 
+@pytest.mark.slow
 def test_a_million_similar_texts_collide_in_neither_half_and_fill_all_bits() -> None:
     numbers = np.arange(250_000)
     similar = [f"row-{n:09d}" for n in numbers] + [f"{n}" for n in numbers]

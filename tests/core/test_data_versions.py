@@ -37,6 +37,7 @@ CELLS = st.tuples(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.lists(CELLS, min_size=1, max_size=15), st.randoms(use_true_random=False))
 def test_the_id_does_not_depend_on_any_order(cells: list[tuple[int, float, str | None]], random: object) -> None:

@@ -236,6 +236,7 @@ def version(tmp_path_factory: pytest.TempPathFactory) -> tuple[Storage, VersionF
     return sample_version(tmp_path_factory.mktemp("version"))
 
 
+@pytest.mark.slow
 def test_held_out_rows_are_replayed_spread_over_their_part(version: tuple[Storage, VersionFolder]) -> None:
     storage, folder = version
     rows = choose_rows(storage, folder, data=DATA, n_rows=50)

@@ -56,6 +56,7 @@ def ledger_with(stage: Stage) -> Ledger:
     return ledger
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", WAYS)
 @pytest.mark.parametrize(
     "kind", ["approved", "declined", "nominated", "dismissed", "promoted", "rolled_back", "withdrawn"]
@@ -117,6 +118,7 @@ def ledger(request: pytest.FixtureRequest) -> Iterator[Ledger]:
         ledger.engine.dispose()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_what_was_live_at_any_moment_is_reconstructed_over_fifty_random_steps(ledger: Ledger, seed: int) -> None:
     chance = random.Random(seed)

@@ -65,6 +65,7 @@ def estimators() -> list[Any]:
     return [TorchClassifier(**small), TorchRegressor(**small)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", estimators(), ids=["classifier", "regressor"])
 def test_a_network_learns_the_same_from_the_same_seed_and_survives_storage_and_onnx(estimator: Any) -> None:
     frame = generate_sample_data(2000, random_state=0)

@@ -22,6 +22,7 @@ def test_fixed_users_keep_their_variant_for_ever() -> None:
     assert int(unit_id("s", "k"), 16) / 2**64 == pytest.approx(unit_point("s", "k"), abs=1e-15)
 
 
+@pytest.mark.slow
 def test_shares_of_a_million_users_are_those_asked_for() -> None:
     shares = {"a": 0.5, "b": 0.3, "c": 0.15, "d": 0.05}
     segments, counts = segments_of(shares), dict.fromkeys(shares, 0)
@@ -68,6 +69,7 @@ def as_shares(weights: list[int]) -> dict[str, float]:
 WEIGHTS = st.lists(st.integers(0, 1000), min_size=1, max_size=6).filter(any)
 
 
+@pytest.mark.slow
 @given(st.lists(WEIGHTS, min_size=2, max_size=8))
 @settings(max_examples=300, deadline=None)
 def test_any_reallocation_of_any_number_of_variants_moves_the_least(steps: list[list[int]]) -> None:

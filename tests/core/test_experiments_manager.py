@@ -122,6 +122,7 @@ def test_with_several_experiments_the_id_is_asked_for(manager: ABTestManager) ->
         manager.get_variant("ana", "three")
 
 
+@pytest.mark.slow
 def test_two_experiments_assign_independently(manager: ABTestManager) -> None:
     started(manager, "one")
     started(manager, "two")
@@ -257,6 +258,7 @@ print(json.dumps({"assigned": assigned, "counted": counted, "told": told,
 """
 
 
+@pytest.mark.slow
 def test_another_process_sees_the_same_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORGE_HOME", str(tmp_path))
     get_settings.cache_clear()

@@ -32,6 +32,7 @@ def test_every_error_survives_a_process_border_and_is_in_the_drawing(kind: type[
     assert kind.__name__ in (errors.__doc__ or "")
 
 
+@pytest.mark.slow
 def test_importing_forge_core_is_light_and_names_load_when_used() -> None:
     code = (
         "import sys, time; t = time.perf_counter(); import forge_core; spent = time.perf_counter() - t;"

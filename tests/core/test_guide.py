@@ -204,6 +204,7 @@ def test_feature_engineering(names: dict[str, Any]) -> None:
     assert np.array_equal(loaded.transform(names["data"]), names["X_transformed"])
 
 
+@pytest.mark.slow
 def test_basic_training(names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.warns(UserWarning, match="pickle"):
         exec(BASIC_TRAINING, names)
@@ -211,6 +212,7 @@ def test_basic_training(names: dict[str, Any], capsys: pytest.CaptureFixture[str
     assert names["metrics"]["accuracy"] > 0.6 and Path("models/random_forest_model.joblib").is_file()
 
 
+@pytest.mark.slow
 def test_experiment_tracking(names: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import mlflow
 

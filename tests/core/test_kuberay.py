@@ -88,6 +88,7 @@ def client(url: str, account: Path, pass_on_seconds: float = 20.0) -> ServeClien
     return ServeClient(url, config_for_pods(get_serve_config(settings)), kuberay=kuberay)
 
 
+@pytest.mark.slow
 def test_a_version_goes_live_through_the_rayservice(
     tmp_path: Path, account: Path, cluster: tuple[Cluster, str]
 ) -> None:
@@ -116,6 +117,7 @@ def tables(config: dict[str, Any]) -> dict[str, Any]:
     return router["deployments"][0]["user_config"]["models"]
 
 
+@pytest.mark.slow
 def test_what_kuberay_does_not_pass_on_is_told(tmp_path: Path, account: Path, cluster: tuple[Cluster, str]) -> None:
     known, url = cluster
     known.passes_on = False
@@ -123,6 +125,7 @@ def test_what_kuberay_does_not_pass_on_is_told(tmp_path: Path, account: Path, cl
         client(url, account, pass_on_seconds=0.5).reconcile(Ledger(f"sqlite:///{tmp_path}/ledger.db"))
 
 
+@pytest.mark.slow
 def test_an_account_that_may_not_is_told_what_it_needs(
     tmp_path: Path, account: Path, cluster: tuple[Cluster, str]
 ) -> None:

@@ -47,6 +47,7 @@ def flights() -> pd.DataFrame:
     return load_flights(until=datetime(2013, 1, 8, tzinfo=UTC))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", sorted(MODELS))
 def test_every_model_type_learns_saves_safely_and_loads_to_the_same_answers(model_type: str, tmp_path: Path) -> None:
     trainer = get_model_trainer(model_type, {**SMALL.get(model_type, {}), "random_state": 0}, target="target")
@@ -56,6 +57,7 @@ def test_every_model_type_learns_saves_safely_and_loads_to_the_same_answers(mode
     assert np.allclose(score(loaded, X), score(trainer.pipeline, X), atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", sorted(MODELS))
 def test_compiled_equals_native_with_missing_values_and_unknown_categories(
     model_type: str, flights: pd.DataFrame
@@ -124,6 +126,7 @@ def test_files_that_would_run_code_are_refused(tmp_path: Path) -> None:
         load_model(tmp_path / "none.skops")
 
 
+@pytest.mark.slow
 def test_the_gate_refuses_what_is_not_surely_better_and_says_why() -> None:
     rng = np.random.default_rng(0)
     y = (rng.random(2000) < 0.3).astype(float)
@@ -154,6 +157,7 @@ def recipe(tmp_path: Path) -> tuple[Storage, Recipe]:
     return storage, Recipe(split, "gradient_boosting", "classification", (("max_iter", 20), ("random_state", 0)))
 
 
+@pytest.mark.slow
 def test_a_version_carries_every_part_and_a_changed_one_is_an_error(
     recipe: tuple[Storage, Recipe], tmp_path: Path
 ) -> None:

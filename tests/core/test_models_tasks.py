@@ -46,6 +46,7 @@ def trained(model_type: str, target: str, seed: int = 0) -> ModelTrainer:
     return trainer.train(X.head(1200), TARGETS[target].head(1200))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("model_type", OURS)
 def test_a_model_learns_answers_and_compiles_for_every_task(model_type: str, target: str) -> None:
@@ -67,6 +68,7 @@ def test_a_model_learns_answers_and_compiles_for_every_task(model_type: str, tar
     assert CompiledModel(onnx).score(columns).shape == score(trainer.pipeline, rows).shape
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["random_forest", "gradient_boosting"])
 def test_the_same_seed_gives_the_same_predictions(model_type: str) -> None:
     once, again, other = (trained(model_type, "three words", seed).predict_proba(X.tail(300)) for seed in (3, 3, 4))
@@ -116,6 +118,7 @@ def test_many_class_metrics_agree_with_scikit_learn() -> None:
     assert found["f1"] == pytest.approx(f1_score(y, p.argmax(axis=1), average="macro"))
 
 
+@pytest.mark.slow
 def test_the_gate_compares_many_class_models_on_the_same_rows() -> None:
     good, bad = trained("gradient_boosting", "three words").pipeline, trained("linear", "three words").pipeline
     rows, labels = X.tail(300), TARGETS["three words"].tail(300)
@@ -161,6 +164,7 @@ def test_latency_is_held_against_its_bound() -> None:
     assert not slow.passed and slow.needed == "at most 0.001 ms"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_task_has_its_picture(target: str) -> None:
     pipeline = trained("linear", target).pipeline

@@ -95,6 +95,7 @@ def service(tmp_path: Path, known: Known) -> Service:
     return Service(tmp_path, known)
 
 
+@pytest.mark.slow
 def test_calm_traffic_is_calm_and_its_page_says_so(service: Service, known: Known) -> None:
     service.serve(12)
     found = service.check()
@@ -107,6 +108,7 @@ def test_calm_traffic_is_calm_and_its_page_says_so(service: Service, known: Know
     assert "All is as in training" in page and page.count("data:image/png;base64,") == 3
 
 
+@pytest.mark.slow
 def test_turned_labels_retrain_whatever_the_inputs_look_like(service: Service, known: Known) -> None:
     service.serve(6)
     service.serve(6, wrong=0.35)
@@ -116,6 +118,7 @@ def test_turned_labels_retrain_whatever_the_inputs_look_like(service: Service, k
     assert advise(found).headline == "Predictions have become worse"
 
 
+@pytest.mark.slow
 def test_drift_with_quality_that_holds_is_information(service: Service) -> None:
     service.serve(6)
     service.serve(10, shift=0.8)
@@ -140,6 +143,7 @@ def test_without_labels_and_estimate_drift_decides_alone(service: Service, known
     assert found.retrain and found.reason.startswith("drift only")
 
 
+@pytest.mark.slow
 def test_broken_values_alert_and_are_never_learnt(service: Service, known: Known) -> None:
     service.serve(5, labels=False)
     service.serve(10, labels=False, age=40_000.0)
@@ -157,6 +161,7 @@ def test_windows_are_ranked_where_the_policy_asks(service: Service) -> None:
     assert found.alarm.reason.startswith("evidence")
 
 
+@pytest.mark.slow
 def test_labels_late_shuffled_and_twice_give_the_figures_of_an_offline_join(service: Service) -> None:
     service.serve(8)
     again = service.ledger.feedback("m")
@@ -171,6 +176,7 @@ def test_labels_late_shuffled_and_twice_give_the_figures_of_an_offline_join(serv
     assert found.quality.value == offline["log_loss"] and found.quality.n_rows == len(joined)
 
 
+@pytest.mark.slow
 def test_labels_ahead_of_the_log_are_pending_and_then_orphans(service: Service) -> None:
     service.serve(4)
     now = DAY + timedelta(days=4)
@@ -186,6 +192,7 @@ def test_nothing_served_is_told(service: Service) -> None:
         service.check()
 
 
+@pytest.mark.slow
 def test_the_newest_check_of_each_model_is_a_gauge(service: Service) -> None:
     service.serve(10, shift=0.8)
     found = service.check()

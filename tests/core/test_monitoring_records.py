@@ -72,6 +72,7 @@ def test_profiles_of_different_columns_do_not_mix() -> None:
     assert describe_profile(profile_frame(pd.DataFrame({"right": [1, 2]}))).index.tolist() == ["right"]
 
 
+@pytest.mark.slow
 def test_importing_the_room_loads_no_whylogs_and_sets_no_variable() -> None:
     code = (
         "import os, sys; import forge_core.monitoring.windows, forge_core.monitoring.profiles;"
@@ -314,6 +315,7 @@ def test_quality_without_labels_or_with_one_class_says_so() -> None:
     assert not one.alarm and "one class" in one.reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("freq", "windows"), [("D", 28), ("7D", 5), ("W", 4), ("M", 1)])
 def test_quality_over_time_has_one_row_a_stretch(freq: str, windows: int) -> None:
     table = quality_over_time(labelled(2016, 0.8), "accuracy", freq=freq)

@@ -34,6 +34,7 @@ def test_regression_metrics_equal_scikit_learns() -> None:
     assert ours["r2"] == pytest.approx(reference.r2_score(Y, prediction))
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     rng = np.random.default_rng(1)
     covered = 0

@@ -86,6 +86,7 @@ def row(house: House) -> dict[str, Any]:
     return house.serve.table["m"]
 
 
+@pytest.mark.slow
 def test_a_good_version_goes_from_shadow_to_champion_and_the_registry_names_it(house: House) -> None:
     start(house)
     assert again(house).told_step == "shadow"
@@ -102,6 +103,7 @@ def test_a_good_version_goes_from_shadow_to_champion_and_the_registry_names_it(h
     assert row(house) == {"champion": "1"} and house.registry.aliases("m")["champion"] == "1"
 
 
+@pytest.mark.slow
 def test_a_wrong_version_is_stopped_in_shadow_and_the_reason_stands_in_the_ledger(house: House) -> None:
     start(house)
     shadow_rows(house.storage, "wrong")
@@ -113,6 +115,7 @@ def test_a_wrong_version_is_stopped_in_shadow_and_the_reason_stands_in_the_ledge
     assert guards["answers"] == "harm" and event["actor"] == "rollout flow"
 
 
+@pytest.mark.slow
 def test_a_held_rollout_is_looked_at_and_harm_sends_it_back_all_the_same(house: House) -> None:
     start(house)
     hold(house.ledger, "m", **WHO)
@@ -153,6 +156,7 @@ def test_a_rollback_while_a_rollout_runs_leaves_the_champion_of_now(house: House
     assert RolloutRecords(house.ledger).newest("m").outcome == "rolled back"  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_what_may_not_begin_changes_nothing(house: House) -> None:
     policy = ModelPolicy(data=DataPolicy(source="sample:", target="target"), rollout=POLICY)
     before = read_state(house.ledger)

@@ -211,6 +211,7 @@ def arrow_columns() -> dict[str, list[pa.Array]]:
     }
 
 
+@pytest.mark.slow
 def test_a_glance_and_a_look_at_every_cell_give_the_model_the_same(version: VersionFolder) -> None:
     check, model = FeatureCheck(CONTRACT), CompiledModel(version.onnx or b"")
     right = {name: forms[0] for name, forms in arrow_columns().items()}
@@ -350,6 +351,7 @@ def test_a_data_set_without_one_good_row_is_an_error_that_tells_why(
     assert pd.read_parquet(tmp_path / "out/parts")["fault"].notna().all()
 
 
+@pytest.mark.slow
 def test_sources_that_cannot_be_scored_are_refused_before_anything_starts(
     version: VersionFolder, tmp_path: Path
 ) -> None:

@@ -132,6 +132,7 @@ def test_versions_agree() -> None:
     assert newest is not None and newest[1] == project == forge_core.__version__
 
 
+@pytest.mark.slow
 def test_forge_core_never_imports_ray_serve() -> None:
     for file in (ROOT / "forge_core").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
@@ -245,6 +246,7 @@ def modules() -> Iterator[str]:
             yield found.name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(modules()))
 def test_the_examples_in_the_docstrings_work(name: str) -> None:
     failures, _ = doctest.testmod(importlib.import_module(name))

@@ -20,6 +20,7 @@ def running_moments(values: np.ndarray) -> list[np.ndarray]:
     return [np.broadcast_to(n, values.shape), mean, np.cumsum(values**2, axis=-1) / n - mean**2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("skewed", [False, True])
 def test_intervals_cover_at_every_look_together_and_the_plain_ones_do_not(skewed: bool) -> None:
     rng = np.random.default_rng(0)
@@ -122,6 +123,7 @@ def test_bounds_are_those_of_the_literature() -> None:
     assert maximum_inflation(1) == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fractions", [[0.1, 0.15, 0.7, 1.0], np.arange(1, 51) / 50, [0.5, 0.9, 1.2]])
 def test_bounds_spend_alpha_and_no_more(fractions: list[float]) -> None:
     rng = np.random.default_rng(2)

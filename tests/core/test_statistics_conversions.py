@@ -55,6 +55,7 @@ def test_the_concentration_fits_the_effect() -> None:
         concentration_for(0.9, 0.2)
 
 
+@pytest.mark.slow
 def test_the_interval_of_the_lift_covers_it_at_all_looks_together() -> None:
     rng = np.random.default_rng(0)
     for lift in (1.0, 1.5):

@@ -19,6 +19,7 @@ def estimator() -> QualityEstimator:
     return QualityEstimator.fit(*_world(np.random.default_rng(0), 20_000))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", list(METRICS["classification"]))
 def test_estimates_agree_with_the_truth_although_the_model_is_overconfident_and_inputs_moved(
     estimator: QualityEstimator, metric: str
@@ -28,6 +29,7 @@ def test_estimates_agree_with_the_truth_although_the_model_is_overconfident_and_
     assert estimator.estimate(metric, p).value == pytest.approx(truth, rel=0.05)
 
 
+@pytest.mark.slow
 def test_the_interval_holds_the_realised_figure_about_95_times_in_100(estimator: QualityEstimator) -> None:
     inside = 0
     for seed in range(200):
@@ -37,6 +39,7 @@ def test_the_interval_holds_the_realised_figure_about_95_times_in_100(estimator:
     assert 182 <= inside <= 199
 
 
+@pytest.mark.slow
 def test_more_than_two_classes() -> None:
     rng = np.random.default_rng(3)
 

@@ -24,6 +24,7 @@ def test_a_stratum_is_compared_with_itself() -> None:
     assert together[weekend[70:]].mean() < 0.3
 
 
+@pytest.mark.slow
 def test_ranks_alarm_within_the_horizon_at_most_at_alpha() -> None:
     rng = np.random.default_rng(2)
     alarms = sum(rank_evidence(rng.random((100, 8)), horizon=100, alpha=0.05)[0].alarm for _ in range(400))

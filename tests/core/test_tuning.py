@@ -142,6 +142,7 @@ def test_each_trial_is_a_child_run_once_however_often_the_search_is_run(
     assert [file.path for file in client.list_artifacts(str(found.parent_run), "pictures")] == ["pictures/search.png"]
 
 
+@pytest.mark.slow
 def test_trials_wait_for_a_tracking_server_that_is_away_and_are_counted_if_it_stays_so(tmp_path: Path) -> None:
     class Away(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -231,6 +232,7 @@ def test_the_journal_keeps_what_ended_and_knows_other_questions(tmp_path: Path) 
     assert Journal(Storage(str(tmp_path)), {"metric": "roc_auc"}).read(8) == []
 
 
+@pytest.mark.slow
 def test_failed_trials_are_in_the_picture_and_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     trials = [{**record(0), "log_loss": 0.5}, {**record(1, None, "failed"), "log_loss": None}]
     assert len(search_figure(trials, "log_loss", "min")) > 5000

@@ -52,6 +52,7 @@ def test_every_metric_of_a_board_or_a_rule_is_emitted() -> None:
     assert named and named <= NAMES
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="needs Debian's promtool: apt-get install prometheus")
 @pytest.mark.parametrize("command", [("check", "config", "prometheus.yml"), ("test", "rules", "rules_test.yml")])
 def test_prometheus_own_tool_accepts_the_files_and_the_rules_do_what_they_say(command: tuple[str, ...]) -> None:

@@ -86,12 +86,14 @@ def test_told_to_stop_the_children_end_and_the_code_is_0(children: Children) -> 
     assert children.wait() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("code", "told"), [("raise SystemExit(3)", 3), ("import os; os.kill(os.getpid(), 9)", 137)])
 def test_a_child_that_ends_gives_its_code(children: Children, code: str, told: int) -> None:
     children.start("trainer", (sys.executable, "-c", code))
     assert children.wait() == told
 
 
+@pytest.mark.slow
 def test_what_does_not_come_up_is_told_with_its_reason(children: Children) -> None:
     with pytest.raises(ServiceUnavailable, match=r"the head did not come up within 1 s .*: not yet"):
         children.until(lambda: "not yet", "the head")

@@ -206,6 +206,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_image_has_every_module_that_its_entry_points_import(app: Path) -> None:
     parts = ("serve", "worker", "train", "prepare", "health")
     names = [f"infra.docker.entrypoint.{part}" for part in parts]
@@ -217,6 +218,7 @@ def test_the_image_has_every_module_that_its_entry_points_import(app: Path) -> N
     assert Path(done.stdout.strip()) == app / "infra" / "__init__.py"
 
 
+@pytest.mark.slow
 def test_an_entry_point_says_what_it_knows_and_refuses_the_rest(app: Path) -> None:
     def call(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "infra.docker.entrypoint", *words]

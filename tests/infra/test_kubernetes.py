@@ -281,6 +281,7 @@ def kubectl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return served
 
 
+@pytest.mark.slow
 def test_a_deployment_takes_no_version_off_the_air(kubectl: Path) -> None:
     def served() -> str:
         manifests = {m["kind"]: m for m in yaml.safe_load_all(render("cloud", image="registry.test:5000/forge:2"))}

@@ -52,7 +52,7 @@ def test_a_step_is_a_make_target_or_an_action_of_one_commit(job: str, step: dict
 
 def test_the_stages_are_there_and_each_waits_for_what_it_needs() -> None:
     runs = {name: [step["run"].split()[1] for step in job["steps"] if "run" in step] for name, job in JOBS.items()}
-    assert runs["test"][2:] == ["lint", "test", "coverage"]
+    assert runs["test"][2:] == ["lint", "test", "test-long", "coverage"]
     assert runs["image"] == ["image", "scan", "push"] and "validate-model" in runs["model"]
     assert runs["deploy"][-3:] == ["deploy", "smoke", "rollback"]
     assert {"image", "model"} <= set(JOBS["deploy"]["needs"]) and "test" in JOBS["image"]["needs"]
@@ -104,6 +104,7 @@ def test_what_is_done_follows_from_the_secrets(given: set[str], push: bool, depl
     assert (found["push"], found["deploy"], found["coverage"]) == (push, deploy, False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "told"),
     [
@@ -140,6 +141,7 @@ def api(tmp_path: Path) -> Iterator[tuple[str, str]]:
     thread.join(20)
 
 
+@pytest.mark.slow
 def test_the_smoke_test_predicts_and_fails_on_what_does_not_answer(api: tuple[str, str]) -> None:
     url, key = api
     assert smoke(url, key, must_predict=True).startswith("healthy; model version")

@@ -135,6 +135,7 @@ def head(length: int, more: str = "") -> bytes:
     ).encode()
 
 
+@pytest.mark.slow
 def test_a_body_that_does_not_come_is_given_up(url: str) -> None:
     started = time.monotonic()
     with raw(url) as client:

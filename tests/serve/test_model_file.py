@@ -43,6 +43,7 @@ def records() -> list[dict[str, Any]]:
     return texts.astype(object).where(texts.notna(), None).to_dict("records")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*is a pickle")
 @pytest.mark.parametrize("suffix", [".skops", ".joblib", ".onnx"])
 def test_a_file_answers_like_its_pipeline(trainer: ModelTrainer, tmp_path: Path, suffix: str) -> None:

@@ -46,6 +46,7 @@ def document(versions: Versions) -> dict[str, Any]:
     return json.loads(json.dumps(openapi_document(list(versions.values()), "sample")))
 
 
+@pytest.mark.slow
 def test_the_document_is_valid_with_and_without_live_models(versions: Versions) -> None:
     validate(document(versions), cls=OpenAPIV31SpecValidator)
     empty = openapi_document([], "sample")
@@ -95,6 +96,7 @@ def test_statuses_of_our_errors_are_told_where_there_is_a_body(versions: Version
     assert said["paths"]["/health"]["get"]["security"] == []
 
 
+@pytest.mark.slow
 def test_each_example_fits_its_schema_and_is_answered_as_told(versions: Versions, api_url: str) -> None:
     said = httpx.get(f"{api_url}/openapi.json").raise_for_status().json()
     assert said == document(versions)
@@ -161,6 +163,7 @@ def told_apart(row: dict[str, Any]) -> bool:
     ).is_valid(alone)
 
 
+@pytest.mark.slow
 @settings(max_examples=1500, deadline=None)
 @given(rows())
 def test_the_schema_and_the_contract_accept_the_same_rows(row: dict[str, Any]) -> None:

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 # What a schema cannot say: tensors must fit the model and their own shape, lists of columns have one length, shares add
 # up to 1 and name the variants.
 CONFIG = """
@@ -27,6 +29,7 @@ checks.positive_data_acceptance.enabled = false
 """
 
 
+@pytest.mark.slow
 def test_what_the_document_says_is_what_the_api_does(api_url: str, tmp_path: Path) -> None:
     examples = int(os.environ.get("FUZZ_EXAMPLES", "3"))
     config = tmp_path / "schemathesis.toml"
