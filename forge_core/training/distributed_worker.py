@@ -20,6 +20,7 @@ from forge_core.training.distributed_blocks import Blocks, KeptRows, Share, Stre
 from forge_core.training.distributed_checkpoint import Checkpoint, load_newest, pack, save_checkpoint, unpack
 
 _POSITION_SECONDS = 0.5
+_VALIDATED_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -174,14 +175,14 @@ class _Worker:
         self.wrapped.eval()
         with torch.no_grad():
             for block in read_validation(self.storage, self.blocks, self.share):
-                if not len(block):
-                    continue
-                rows = torch.from_numpy(np.array(block)).to(self.device)
-                outputs, target = self.network(rows[:, :width]), rows[:, width]
-                hits = (outputs.argmax(1) == target).sum() if self.job.n_classes else torch.zeros(())
-                losses = loss_of(outputs, target, self.job.n_classes).double().sum()
-                sums += torch.stack([losses, hits.double().to(self.device), torch.tensor(float(len(rows)))
-                                     .double().to(self.device)])  # fmt: skip
+                # Little at a time: hidden layers of a whole block take many times its own memory.
+                for rows in torch.from_numpy(np.array(block)).split(_VALIDATED_AT_ONCE):
+                    rows = rows.to(self.device)
+                    outputs, target = self.network(rows[:, :width]), rows[:, width]
+                    hits = (outputs.argmax(1) == target).sum() if self.job.n_classes else torch.zeros(())
+                    losses = loss_of(outputs, target, self.job.n_classes).double().sum()
+                    n_rows = torch.tensor(float(len(rows)), dtype=torch.float64)
+                    sums += torch.stack([part.double().to(self.device) for part in (losses, hits, n_rows)])
         sums = self._sum_tensor(sums)
         if not float(sums[2]):
             return {}
