@@ -106,13 +106,14 @@ def stop_marked(home: Path, *, member: str = "", grace: float = 10.0, spare: Seq
     return len(stopped)
 
 
-def free_ports(n: int) -> list[int]:
-    """Return `n` different TCP ports (20000-29999) that nobody listens on now."""
+def free_ports(n: int, *, but: Iterable[int] = ()) -> list[int]:
+    """Return `n` different TCP ports (20000-29999) that nobody listens on now, none of `but`, which somebody soon may."""
+    promised = set(but)
     chosen: list[int] = []
     for port in SystemRandom().sample(_PORTS_FOR_TESTS, len(_PORTS_FOR_TESTS)):
         if len(chosen) == n:
             break
-        if port_is_free(port, ""):
+        if port not in promised and port_is_free(port, ""):
             chosen.append(port)
     return chosen
 

@@ -58,7 +58,9 @@ class Supervisor:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.home = settings.home.resolve()
-        self.inner = dict(zip(INNER_PORTS, free_ports(len(INNER_PORTS)), strict=True))
+        self.inner = dict(
+            zip(INNER_PORTS, free_ports(len(INNER_PORTS), but=stack_ports(settings).values()), strict=True)
+        )
         self.seats = {member.name: self._seat(member) for member in members(settings, self.inner)}
         self.stop = threading.Event()
         self.retry = threading.Event()

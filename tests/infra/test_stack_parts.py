@@ -78,6 +78,8 @@ def test_free_ports_differ_and_keep_out_of_the_range_of_ray() -> None:
     ports = free_ports(20)
     assert len(set(ports)) == 20
     assert all(20000 <= port < 30000 for port in ports)
+    promised = range(20000, 29980)  # nobody listens on them yet, and somebody will
+    assert set(free_ports(5, but=promised)).isdisjoint(promised)
 
 
 def test_a_taken_port_is_named_with_its_holder_and_its_variable(tmp_path: Path) -> None:

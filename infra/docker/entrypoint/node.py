@@ -11,6 +11,7 @@ import psutil
 from forge_core.errors import ConfigurationError
 from forge_core.settings import Settings
 from infra.local.members import INNER_PORTS, head_variables, ray_head
+from infra.local.ports import stack_ports
 from infra.local.processes import free_ports
 
 _OBJECT_STORE_OF_DRIVERS = 100_000_000
@@ -18,7 +19,8 @@ _OBJECT_STORE_OF_DRIVERS = 100_000_000
 
 def head_command(settings: Settings, options: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]]:
     """Return command and variables of a Ray head; where FORGE_HOST is 127.0.0.1 the cluster is of this machine only."""
-    inner = dict(zip(INNER_PORTS, free_ports(len(INNER_PORTS)), strict=True))
+    free = free_ports(len(INNER_PORTS), but=stack_ports(settings).values())
+    inner = dict(zip(INNER_PORTS, free, strict=True))
     command = ray_head(settings, inner, address=_loopback(settings.host), host=settings.host)
     return (*command, *options), head_variables(inner)
 
