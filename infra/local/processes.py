@@ -107,7 +107,7 @@ def stop_marked(home: Path, *, member: str = "", grace: float = 10.0, spare: Seq
 
 
 def free_ports(n: int, *, but: Iterable[int] = ()) -> list[int]:
-    """Return `n` different TCP ports (20000-29999) that nobody listens on now, none of `but`, which somebody soon may."""
+    """Return `n` different TCP ports (20000-29999) that nobody listens on now; none of `but`, where somebody will."""
     promised = set(but)
     chosen: list[int] = []
     for port in SystemRandom().sample(_PORTS_FOR_TESTS, len(_PORTS_FOR_TESTS)):
