@@ -180,7 +180,6 @@ def test_a_version_that_answers_differently_is_refused_with_rows_and_figures_and
     assert gone.json()["held"] == ["1"] and "held: 1 (champion)" in gone.json()["detail"]
 
 
-@pytest.mark.long
 def test_the_next_deployment_replaces_a_candidate_that_a_killed_one_left_loaded(
     house: House, first: dict[str, Any], honest: Path, tmp_path: Path
 ) -> None:
