@@ -9,8 +9,8 @@ PUSHED_IMAGE ?= $(DOCKERHUB_USERNAME)/mlops-forge:$(shell git rev-parse --short=
 OVERLAY ?= local
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up status down clean env test test-fast test-long prove bench lint lint-infra fmt lock image image-gpu \
-  plan programs coverage validate-model scan push kubeconfig deploy smoke rollback
+.PHONY: help setup demo up status down clean env test test-fast test-long prove bench lint lint-infra fmt lock \
+  image image-gpu plan programs coverage validate-model scan push kubeconfig deploy smoke rollback
 
 help:  ## Show this index
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

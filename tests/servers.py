@@ -1,10 +1,11 @@
-"""Real servers for a test's time: PostgreSQL, S3 and HTTP, each on 127.0.0.1 and a free port, stopped by process id."""
+"""Real servers for a test's time (PostgreSQL, S3, MLflow, HTTP), on 127.0.0.1 and free ports, stopped by process id."""
 
 import http.server
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -14,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import requests
 
@@ -120,3 +122,40 @@ def _wait_for_postgres(programs: Path, port: int, log: Path) -> None:
             return
         time.sleep(0.1)
     raise RuntimeError(f"expected PostgreSQL on port {port} within 20 s; its log ends: {log.read_text()[-500:]}")
+
+
+class MlflowServer:
+    """An MLflow server of our own, that can be killed and started again with what it had."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder, free_ports(1)[0]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
+        command += ["--serve-artifacts", "--artifacts-destination", str(self.folder / "artifacts")]
+        variables = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        with (self.folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                command, cwd=self.folder, env={**os.environ, **variables}, start_new_session=True,
+                stdout=log, stderr=log,
+            )  # fmt: skip
+        until = time.monotonic() + 90
+        while not self.answers:
+            assert time.monotonic() < until, (self.folder / "server.log").read_text()[-2000:]
+            time.sleep(0.25)
+
+    @property
+    def answers(self) -> bool:
+        try:
+            return httpx.get(f"{self.uri}/health", trust_env=False, timeout=2.0).is_success
+        except httpx.HTTPError:
+            return False
+
+    def kill(self) -> None:
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None

@@ -7,20 +7,16 @@ machine wanders by a tenth within a minute; a tracked turn ends when the server 
 only once. Starting and ending the run belong to the tracked time.
 """
 
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pandas as pd
 
 from forge_core.tracking.mlflow_extensions import ExperimentTracker
-from infra.local.processes import free_ports
 from tests.benchmarks.harness import Report
+from tests.servers import MlflowServer
 
 STEPS, TURN = 1200, 200
 _ROWS, _WIDTH = 4096, 256
@@ -31,16 +27,15 @@ def run() -> bool:
     report = Report("tracking")
     with tempfile.TemporaryDirectory(prefix="forge-bench-") as name:
         folder = Path(name)
-        uri = f"http://127.0.0.1:{free_ports(1)[0]}"
-        server = _serve(folder, uri)
+        server = MlflowServer(folder)
+        server.start()
         try:
-            with ExperimentTracker("warm", tracking_uri=uri, outbox=folder / "outbox") as tracker:
+            with ExperimentTracker("warm", tracking_uri=server.uri, outbox=folder / "outbox") as tracker:
                 tracker.log_metrics({"loss": 1.0})
             plain, tracked, fixed, calls = _measure(folder / "outbox")
-            kept = _count(uri)
+            kept = _count(server.uri)
         finally:
-            server.terminate()
-            server.wait()
+            server.kill()
     report.add("plain training, s", sum(plain))
     report.add("tracked training, s", sum(tracked) + fixed)
     report.add("of it start, rows, performance and end, s", fixed)
@@ -127,24 +122,6 @@ def _count(uri: str) -> int:
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
     return sum(len(client.get_metric_history(run.info.run_id, "metric_0")) for run in runs)
-
-
-def _serve(folder: Path, uri: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", uri.rpartition(":")[2]]
-    command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
-    command += ["--serve-artifacts", "--artifacts-destination", str(folder / "artifacts")]
-    variables = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with (folder / "server.log").open("ab") as log:
-        server = subprocess.Popen(command, cwd=folder, env={**os.environ, **variables}, stdout=log, stderr=log)
-    until = time.monotonic() + 120
-    while time.monotonic() < until:
-        try:
-            if httpx.get(f"{uri}/health", trust_env=False, timeout=2.0).is_success:
-                return server
-        except httpx.HTTPError:
-            time.sleep(0.25)
-    server.terminate()
-    raise RuntimeError(f"MLflow did not start: {(folder / 'server.log').read_text()[-2000:]}")
 
 
 if __name__ == "__main__":

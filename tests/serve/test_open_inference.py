@@ -66,7 +66,6 @@ def scored(live: LiveVersion, request: InferRequest) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.slow
 def test_the_metadata_name_each_feature_with_its_type_and_the_outputs(versions: Versions) -> None:
     said = model_metadata(versions["mixed"], ["2", "3"])
     assert {i["name"]: i["datatype"] for i in said["inputs"]} == {**DATATYPES, "warm": "FP64"}
