@@ -25,6 +25,7 @@ _ROWS, _WIDTH = 4096, 256
 def run() -> bool:
     """Measure and report."""
     report = Report("tracking")
+    repeats = _repeats()
     with tempfile.TemporaryDirectory(prefix="forge-bench-") as name:
         folder = Path(name)
         server = MlflowServer(folder)
@@ -32,7 +33,7 @@ def run() -> bool:
         try:
             with ExperimentTracker("warm", tracking_uri=server.uri, outbox=folder / "outbox") as tracker:
                 tracker.log_metrics({"loss": 1.0})
-            plain, tracked, fixed, calls = _measure(folder / "outbox")
+            plain, tracked, fixed, calls = _measure(folder / "outbox", repeats)
             kept = _count(server.uri)
         finally:
             server.kill()
@@ -47,9 +48,8 @@ def run() -> bool:
     return report.finish()
 
 
-def _measure(outbox: Path) -> tuple[list[float], list[float], float, list[float]]:
+def _measure(outbox: Path, repeats: int) -> tuple[list[float], list[float], float, list[float]]:
     """Return the seconds of each plain and each tracked turn, those of start and end, and those of each call."""
-    repeats = _repeats()
     plain, tracked = _Network(repeats), _Network(repeats)
     started = time.perf_counter()
     tracker = ExperimentTracker("bench", outbox=outbox, patience=60)
@@ -105,13 +105,17 @@ class _Network:
 
 
 def _repeats() -> int:
-    """Return how many updates a step has, so that all steps take some 60 s here."""
-    network, n = _Network(1), 200
-    network.step()
-    started = time.perf_counter()
-    for _ in range(n):
-        network.step()
-    return max(1, round(60 / STEPS / ((time.perf_counter() - started) / n)))
+    """Return how many updates a step has, so that all steps take some 60 s here.
+
+    Measured on steps of ten: an update alone takes half as long again, and the first ones are slower.
+    """
+    network = _Network(10)
+    for seconds in (1.0, 3.0):
+        started, n = time.perf_counter(), 0
+        while (taken := time.perf_counter() - started) < seconds:
+            network.step()
+            n += network.repeats
+    return max(1, round(60 / STEPS / (taken / n)))
 
 
 def _count(uri: str) -> int:
