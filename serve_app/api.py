@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from forge_core.errors import ForgeError, ServiceUnavailable
 from forge_core.monitoring.metric_names import REQUEST_SECONDS, REQUESTS
-from serve_app.bodies import USUAL, Limits, header, many_rows, not_the_form, one_row, parsed, read_json
+from serve_app.bodies import USUAL, Limits, header, many_rows, not_the_form, one_row, parsed, read_json, told
 from serve_app.docs_page import docs_routes
 from serve_app.door import Caller, Door
 from serve_app.experiment_routes import experiment_routes
@@ -131,8 +131,8 @@ class _Routes:
         caller = self.admit(request, "predict")
         features, user = one_row(await read_json(request, self.limits))
         self.door.spend(caller, 1)
-        request_id = header(request, "x-request-id")
-        user = header(request, "x-forge-user") or user
+        request_id = header(request, b"x-request-id")
+        user = header(request, b"x-forge-user") or user
         replies = await self.board.predict(
             _model(request),
             [features],
@@ -149,7 +149,7 @@ class _Routes:
         caller = self.admit(request, "predict")
         rows, n_rows, ids, users = many_rows(await read_json(request, self.limits), self.limits)
         self.door.spend(caller, n_rows)
-        user = header(request, "x-forge-user")
+        user = header(request, b"x-forge-user")
         replies = await self.board.predict(
             _model(request),
             rows,
@@ -203,23 +203,23 @@ class _Routes:
 
     def admit(self, request: Request, scope: str | None) -> Caller:
         """Return who calls; see `Door.admit`."""
-        return self.door.admit(request.headers.get("authorization"), request.headers.get("x-api-key"), scope)
+        return self.door.admit(told(request, b"authorization"), told(request, b"x-api-key"), scope)
 
     def _told(self, request: Request) -> dict[str, Any]:
-        told = self.board.health()
+        health = self.board.health()
         try:
             self.admit(request, None)
         except Unauthorized:
-            return {name: told[name] for name in ("status", "version")}
-        return told
+            return {name: health[name] for name in ("status", "version")}
+        return health
 
     def moment(self, request: Request) -> datetime | None:
         """Return the event time that a request tells, where it is trusted."""
-        told = header(request, "x-forge-event-time") if self.trust_event_time else None
-        if told is None:
+        text = header(request, b"x-forge-event-time") if self.trust_event_time else None
+        if text is None:
             return None
         try:
-            moment = datetime.fromisoformat(told)
+            moment = datetime.fromisoformat(text)
             return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
         except (ValueError, OverflowError):  # the latter at the edges of the calendar
             raise not_the_form("X-Forge-Event-Time", "expected an ISO 8601 time") from None
@@ -230,7 +230,7 @@ def _model(request: Request) -> str | None:
 
 
 def _version(request: Request) -> str | None:
-    return header(request, "x-forge-version")
+    return header(request, b"x-forge-version")
 
 
 async def _http_error(request: Request, error: Any) -> Response:

@@ -32,6 +32,19 @@ class Limits(NamedTuple):
 USUAL = Limits()
 
 
+def told(request: Request, name: bytes) -> str | None:
+    """Return a header by its lower-case name, or None.
+
+    Starlette's own lookup goes through all headers each time, and a request asks for eight of them.
+    """
+    scope = request.scope
+    named: dict[bytes, bytes] | None = scope.get("forge.headers")
+    if named is None:
+        named = scope["forge.headers"] = dict(reversed(scope["headers"]))  # of several of one name the first counts
+    value = named.get(name)
+    return None if value is None else value.decode("latin-1")
+
+
 async def read_body(request: Request, limits: Limits) -> bytes:
     """Return the body.
 
@@ -40,8 +53,8 @@ async def read_body(request: Request, limits: Limits) -> bytes:
     BodyTooLarge, SlowRequest
         Before more than the limits was read.
     """
-    told = request.headers.get("content-length", "")
-    if told.isdigit() and int(told) > limits.body_bytes:
+    length = told(request, b"content-length") or ""
+    if length.isdigit() and int(length) > limits.body_bytes:
         raise _too_large(limits)
     chunks: list[bytes] = []
     size = 0
@@ -71,10 +84,15 @@ async def read_json(request: Request, limits: Limits) -> Any:
     NotJson
         For what is no JSON, holds NaN or Infinity, is no UTF-8, or says one key twice in an object.
     """
-    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    kind = told(request, b"content-type")
+    if kind is not None and kind != "application/json":
+        _must_be_json(kind.partition(";")[0].strip().lower())
+    return parse_json(await read_body(request, limits))
+
+
+def _must_be_json(kind: str) -> None:
     if kind != "application/json" and not kind.endswith("+json"):
         raise WrongContentType(f"expected Content-Type: application/json, found {kind[:80]!r}")
-    return parse_json(await read_body(request, limits))
 
 
 def parse_json(body: bytes) -> Any:
@@ -88,11 +106,11 @@ def parse_json(body: bytes) -> Any:
     return data
 
 
-def header(request: Request, name: str) -> str | None:
+def header(request: Request, name: bytes) -> str | None:
     """Return the text of a header that holds an id, or None; raises NotTheForm where it is too long."""
-    value = request.headers.get(name)
+    value = told(request, name)
     if value is not None and not 0 < len(value) <= _LONGEST_ID:
-        raise not_the_form(name.title(), f"expected 1 to {_LONGEST_ID} characters, found {len(value)}")
+        raise not_the_form(name.decode().title(), f"expected 1 to {_LONGEST_ID} characters, found {len(value)}")
     return value
 
 

@@ -115,7 +115,7 @@ class _V2Routes:
         live = self.board.version_of(model, version)
         asked = parse_infer(body, live, header_length=length, limits=self.limits)
         self.spend(caller, len(asked.records))
-        user = header(request, "x-forge-user") or asked.id
+        user = header(request, b"x-forge-user") or asked.id
         replies = await self.board.predict(
             model,
             asked.records,

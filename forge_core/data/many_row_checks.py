@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from forge_core.data.coercion import LARGEST
 from forge_core.data.row_checks import FieldRule, check_fields
 from forge_core.errors import SchemaViolation
 
@@ -110,7 +109,7 @@ def _numbers(rule: FieldRule, values: list[Any], found: set[type]) -> list[Any] 
     present = numbers[~np.isnan(numbers)]
     if len(present) < len(values) and not rule.nullable:
         return None
-    if len(present) and not max(rule.low, -LARGEST) <= present.min() <= present.max() <= min(rule.high, LARGEST):
+    if len(present) and not rule.low <= present.min() <= present.max() <= rule.high:
         return None
     if not whole:
         return numbers.tolist()

@@ -12,10 +12,14 @@ from forge_core.data.coercion import LARGEST, Kind
 from forge_core.errors import ConfigurationError, SchemaViolation
 
 _EXACT = {float, int, str, bool, type(None)}
+_USUAL: dict[Kind, type] = {"number": float, "category": str, "boolean": bool}
 
 
 class FieldRule(NamedTuple):
-    """What one field must be; bounds are inclusive floats (an open bound is the next float inside)."""
+    """What one field must be; bounds are finite, inclusive floats (an open bound is the next float inside).
+
+    A value of the `usual` type needs no look beyond its bounds; None where the field has a list of values, too.
+    """
 
     name: str
     kind: Kind
@@ -25,6 +29,7 @@ class FieldRule(NamedTuple):
     allowed: frozenset[Any] | None
     forbidden: frozenset[Any]
     words: str
+    usual: type | None
 
 
 def describe_check(check: pa.Check) -> str:
@@ -43,7 +48,7 @@ def describe_check(check: pa.Check) -> str:
 
 def field_rule(name: str, kind: Kind, column: pa.Column) -> FieldRule:
     """Return a Pandera column's checks as one rule."""
-    low, high = -math.inf, math.inf
+    low, high = -LARGEST, LARGEST
     allowed: frozenset[Any] | None = None
     forbidden: frozenset[Any] = frozenset()
     for check in column.checks:
@@ -66,7 +71,8 @@ def field_rule(name: str, kind: Kind, column: pa.Column) -> FieldRule:
             case "notin":
                 forbidden = frozenset(facts["forbidden_values"])
     words = " and ".join(describe_check(check) for check in column.checks)
-    return FieldRule(name, kind, bool(column.nullable), float(low), float(high), allowed, forbidden, words)
+    usual = _USUAL.get(kind) if allowed is None and not forbidden else None
+    return FieldRule(name, kind, bool(column.nullable), float(low), float(high), allowed, forbidden, words, usual)
 
 
 def check_fields(rules: Sequence[FieldRule], features: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,10 +89,13 @@ def check_fields(rules: Sequence[FieldRule], features: Mapping[str, Any]) -> dic
     row: dict[str, Any] = {}
     faults: list[dict[str, str]] = []
     found = 0
-    for name, kind, nullable, low, high, allowed, forbidden, words in rules:
+    for name, kind, nullable, low, high, allowed, forbidden, words, usual in rules:
         value = features.get(name)
         if value is not None or name in features:
             found += 1
+            if type(value) is usual and (usual is not float or low <= value <= high):
+                row[name] = value
+                continue
             if type(value) not in _EXACT:
                 value = _plain(value)
         numeric = kind == "number" or kind == "integer"

@@ -19,7 +19,10 @@ from forge_core.settings import Settings
 
 # What Ray reads when Serve starts: HAProxy instead of the Python proxy, and logs where a container shows them.
 # A request that a router took with it to its end goes to another: a prediction or a label sent twice counts once.
+# Routers count their requests themselves: HAProxy would tell each to a process that reads it as a line of text.
 SERVE_VARIABLES = {
+    "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_app.ingress:middlewares",
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from forge_core.data.checking import Checker
-from forge_core.data.coercion import LARGEST, LONGEST
+from forge_core.data.coercion import LONGEST
 from forge_core.data.contracts import Contract
 from forge_core.data.row_checks import FieldRule, field_rule
 from forge_core.data.table_files import pandas_column
@@ -122,7 +122,7 @@ def _sure_numbers(array: pa.Array, rule: FieldRule) -> Cells | None:
     cells = array.to_numpy(zero_copy_only=False).astype(np.float64, copy=False)
     if len(cells):
         least, most = np.fmin.reduce(cells), np.fmax.reduce(cells)  # NaN where there are only missing cells
-        if not ((max(rule.low, -LARGEST) <= least and most <= min(rule.high, LARGEST)) or np.isnan(least)):
+        if not ((rule.low <= least and most <= rule.high) or np.isnan(least)):
             return None
     if not rule.nullable and np.isnan(cells).any():
         return None
