@@ -12,7 +12,7 @@ from forge_core.data.coercion import LARGEST, Kind
 from forge_core.errors import ConfigurationError, SchemaViolation
 
 _EXACT = {float, int, str, bool, type(None)}
-_USUAL: dict[Kind, type] = {"number": float, "category": str, "boolean": bool}
+_USUAL: dict[Kind, type[Any]] = {"number": float, "category": str, "boolean": bool}
 
 
 class FieldRule(NamedTuple):
@@ -29,7 +29,7 @@ class FieldRule(NamedTuple):
     allowed: frozenset[Any] | None
     forbidden: frozenset[Any]
     words: str
-    usual: type | None
+    usual: type[Any] | None
 
 
 def describe_check(check: pa.Check) -> str:
