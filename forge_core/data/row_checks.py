@@ -12,7 +12,7 @@ from forge_core.data.coercion import LARGEST, Kind
 from forge_core.errors import ConfigurationError, SchemaViolation
 
 _EXACT = {float, int, str, bool, type(None)}
-_USUAL: dict[Kind, type[Any]] = {"number": float, "category": str, "boolean": bool}
+_USUAL: dict[Kind, Any] = {"number": float, "category": str, "boolean": bool}
 
 
 class FieldRule(NamedTuple):
@@ -29,7 +29,7 @@ class FieldRule(NamedTuple):
     allowed: frozenset[Any] | None
     forbidden: frozenset[Any]
     words: str
-    usual: type[Any] | None
+    usual: Any
 
 
 def describe_check(check: pa.Check) -> str:
@@ -90,7 +90,7 @@ def check_fields(rules: Sequence[FieldRule], features: Mapping[str, Any]) -> dic
     faults: list[dict[str, str]] = []
     found = 0
     for name, kind, nullable, low, high, allowed, forbidden, words, usual in rules:
-        value = features.get(name)
+        value: Any = features.get(name)
         if value is not None or name in features:
             found += 1
             if type(value) is usual and (usual is not float or low <= value <= high):

@@ -1,7 +1,7 @@
 """The whole Serve configuration as data: the template, what settings and policies add, one application a version.
 
-Replicas, autoscaling and `user_config` are changed in place by Serve; another `args` or `ray_actor_options` starts
-replicas anew.
+Replicas, the limits of autoscaling and `user_config` are changed in place by Serve; another `args` or
+`ray_actor_options`, and autoscaling instead of a number, start replicas anew, one after the other.
 """
 
 import copy
