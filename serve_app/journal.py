@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 from ray import serve
 
 from forge_core.monitoring.metric_names import DROPPED, LOGGED, SHADOW_DROPPED
+from serve_app.columns import Row, packed
 from serve_app.counting import Counting
 
 logger = logging.getLogger(__name__)
 
-Row = tuple[Any, ...]
 _GATHER_SECONDS = 0.25
 _SHIPMENT = 4096
 
@@ -87,7 +87,7 @@ class Journal:
             if self._log is None:
                 # Asking for a handle waits for the controller, and plain values need no look at each of them.
                 self._log = serve.get_app_handle("profiler").log.options(request_serialization="pickle")
-            await self._log.remote(model, version, watch, rows)
+            await self._log.remote(model, version, watch, packed(rows))
             if watch.form != "shadow":
                 self.counting.count(LOGGED, (model, version), len(rows))
         except Exception:

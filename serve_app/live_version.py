@@ -15,9 +15,13 @@ from forge_core.errors import ServiceUnavailable
 from forge_core.models.version import VersionFolder
 from forge_core.statistics.quality import Task
 from forge_core.storage import Storage
+from serve_app.columns import packed
 from serve_app.lanes import Lane, Send
 
 logger = logging.getLogger(__name__)
+
+# The predicted number; with two classes the probability of the second, with more that of each.
+Score = float | list[float]
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ def load_live_version(storage: Storage, model: str, version: str) -> LiveVersion
         if not made:  # in the event loop, which the handle belongs to from here on
             # Plain values: the usual serialization looks at each of them in Python.
             made.append(handle.score.options(request_serialization="pickle", response_serialization="pickle"))
-        return await made[0].remote(rows)
+        return await made[0].remote(packed(rows))
 
     with mirrored_version(storage, model, version) as folder:
         return live_version(folder, model, version, Lane(outliving_replicas(send)))
@@ -90,22 +94,26 @@ def outliving_replicas(send: Send, tries: int = 3) -> Send:
     return send_again
 
 
-def answer(live: LiveVersion, score: float | list[float]) -> tuple[Any, float | None]:
-    """Return (prediction, probability of the predicted class, or None for regression).
-
-    Parameters
-    ----------
-    score : float or list of float
-        The predicted number; with two classes the probability of the second, with more that of each.
-    """
-    if isinstance(score, list):
-        most = max(range(len(score)), key=score.__getitem__)
-        return live.classes[most], score[most]
+def answers(live: LiveVersion, scores: Sequence[Any]) -> list[tuple[Any, float | None]]:
+    """Return (prediction, probability of the predicted class, or None for regression) of each score."""
     if live.task == "regression":
-        return score, None
-    return (live.classes[1], score) if score >= 0.5 else (live.classes[0], 1.0 - score)
+        return [(score, None) for score in scores]
+    if scores and isinstance(scores[0], list):
+        return [_likeliest(live.classes, shares) for shares in scores]
+    no, yes = live.classes
+    return [(yes, score) if score >= 0.5 else (no, 1.0 - score) for score in scores]
 
 
-def watched(score: float | list[float]) -> float:
+def answer(live: LiveVersion, score: Score) -> tuple[Any, float | None]:
+    """Return what `answers` gives for one score."""
+    return answers(live, [score])[0]
+
+
+def _likeliest(classes: list[Any], shares: Any) -> tuple[Any, float]:
+    most = max(range(len(shares)), key=shares.__getitem__)
+    return classes[most], shares[most]
+
+
+def watched(score: Score) -> float:
     """Return the one number of a score that windows count: with many classes the greatest probability."""
     return max(score) if isinstance(score, list) else score

@@ -11,18 +11,21 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from forge_core.deployment.mirror import mirrored_version
 from forge_core.errors import ServiceUnavailable
 from forge_core.monitoring.prediction_log import PredictionLog
-from forge_core.monitoring.profiles import merge_profiles, profile_frame
+from forge_core.monitoring.profiles import Profile
 from forge_core.monitoring.shadow_log import SHADOW_COLUMNS, ShadowLog
 from forge_core.monitoring.windows import ReferenceProfile, WindowStore, window_start
 from forge_core.statistics.counts import GridCounts
 from forge_core.storage import Storage
-from serve_app.journal import Row, Watch
+from serve_app.columns import Packed, n_rows, unpacked
+from serve_app.journal import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +44,7 @@ class _OpenWindow:
 
     part: str
     counts: GridCounts
-    profile: bytes
+    profile: Profile
 
 
 class Profiler:
@@ -58,12 +61,12 @@ class Profiler:
     """
 
     def __init__(
-        self, storage_url: str, *, flush_seconds: float = 2.0, flush_rows: int = 8192, max_waiting: int = 200_000
+        self, storage_url: str, *, flush_seconds: float = 2.0, flush_rows: int = 32_768, max_waiting: int = 200_000
     ) -> None:
         self.storage = Storage(storage_url)
         self.flush_seconds, self.flush_rows, self.max_waiting = flush_seconds, flush_rows, max_waiting
         self._references: dict[tuple[str, str], tuple[ReferenceProfile, list[str]]] = {}
-        self._waiting: dict[tuple[str, str, Watch], list[Row]] = {}
+        self._waiting: dict[tuple[str, str, Watch], list[Packed]] = {}
         self._written: dict[tuple[str, str, Watch], asyncio.Future[None]] = {}
         self._open: dict[tuple[str, str, datetime], _OpenWindow] = {}
         self._counts = {"received": 0, "written": 0, "dropped": 0}
@@ -71,22 +74,23 @@ class Profiler:
         self._lock = asyncio.Lock()
         self._timer = asyncio.get_running_loop().create_task(self._tick())
 
-    async def log(self, model: str, version: str, watch: Watch, rows: Sequence[Row]) -> None:
+    async def log(self, model: str, version: str, watch: Watch, columns: Packed) -> None:
         """Take served rows and return when they are written.
 
-        A row has the values of its form's columns, then those of the features in contract order.
+        First come the columns of their form, then those of the features in contract order.
 
         Raises
         ------
         ServiceUnavailable
             When too many rows wait already, or these could not be written.
         """
-        self._counts["received"] += len(rows)
-        if self._n_waiting() + len(rows) > self.max_waiting:
-            self._counts["dropped"] += len(rows)
+        n_new = n_rows(columns)
+        self._counts["received"] += n_new
+        if self._n_waiting() + n_new > self.max_waiting:
+            self._counts["dropped"] += n_new
             raise ServiceUnavailable(f"expected at most {self.max_waiting} rows to wait, found more")
         key = (model, version, watch)
-        self._waiting.setdefault(key, []).extend(rows)
+        self._waiting.setdefault(key, []).append(columns)
         written = self._written.setdefault(key, asyncio.get_running_loop().create_future())
         if self._n_waiting() >= self.flush_rows and not self._lock.locked():
             await self.flush()
@@ -97,14 +101,15 @@ class Profiler:
         async with self._lock:
             waiting, self._waiting = self._waiting, {}
             written, self._written = self._written, {}
-            for key, rows in waiting.items():
+            for key, parts in waiting.items():
+                n_parts = sum(map(n_rows, parts))
                 try:
-                    await asyncio.to_thread(self._write, *key, rows)
-                    self._counts["written"] += len(rows)
+                    await asyncio.to_thread(self._write, *key, parts)
+                    self._counts["written"] += n_parts
                     written[key].set_result(None)
                 except Exception as error:  # whatever is wrong with the log, the predictions were served
-                    self._counts["dropped"] += len(rows)
-                    logger.exception("rows not written model=%s version=%s rows=%d", *key[:2], len(rows))
+                    self._counts["dropped"] += n_parts
+                    logger.exception("rows not written model=%s version=%s rows=%d", *key[:2], n_parts)
                     written[key].set_exception(ServiceUnavailable(f"rows not written: {error}"))
                     written[key].exception()  # told, even where nobody waits for it any more
             self._last_flush = time.monotonic()
@@ -120,7 +125,7 @@ class Profiler:
         await self.flush()
 
     def _n_waiting(self) -> int:
-        return sum(map(len, self._waiting.values()))
+        return sum(n_rows(part) for parts in self._waiting.values() for part in parts)
 
     async def _tick(self) -> None:
         while True:
@@ -135,32 +140,47 @@ class Profiler:
                 self._references[model, version] = reference, folder.contract.feature_columns
         return self._references[model, version]
 
-    def _write(self, model: str, version: str, watch: Watch, rows: list[Row]) -> None:
+    def _write(self, model: str, version: str, watch: Watch, parts: list[Packed]) -> None:
         if watch.form == "shadow":
-            ShadowLog(self.storage, model).append(pd.DataFrame(rows, columns=list(SHADOW_COLUMNS)))
+            ShadowLog(self.storage, model).append(_frame(parts, SHADOW_COLUMNS))
             return
         reference, features = self._reference(model, version)
         logged_as = {name: f"feature.{name}" if name in _FORMS["split"] else name for name in features}
-        frame = pd.DataFrame(rows, columns=[*_FORMS[watch.form], *logged_as.values()])
+        frame = _frame(parts, [*_FORMS[watch.form], *logged_as.values()])
         hidden = [column for name, column in logged_as.items() if name in watch.redacted]
         PredictionLog(self.storage, model).append(frame.drop(columns=hidden))
-        starts = {moment: window_start(moment, watch.window_hours) for moment in {row[1] for row in rows}}
-        for start, part in frame.groupby([starts[row[1]] for row in rows], sort=True):
+        moments = frame["event_time"]
+        starts = {moment: window_start(moment.to_pydatetime(), watch.window_hours) for moment in moments.unique()}
+        windows = [frame] if len(set(starts.values())) == 1 else [p for _, p in frame.groupby(moments.map(starts))]
+        for part in windows:
+            start = starts[part["event_time"].iloc[0]]
             watched = part[[*logged_as.values(), "probability"]].reset_index(drop=True)
             watched.columns = pd.Index([*features, "probability"])
-            self._add(model, version, start, reference.grid.count(watched), profile_frame(watched))
+            self._add(model, version, start, reference.grid.count(watched), Profile.of(watched))
 
-    def _add(self, model: str, version: str, start: datetime, counts: GridCounts, profile: bytes) -> None:
+    def _add(self, model: str, version: str, start: datetime, counts: GridCounts, profile: Profile) -> None:
         """Write a window again with these rows added; what is held in memory changes only with what is written."""
         known = self._open.pop((model, version, start), None)
         part = known.part if known else uuid.uuid4().hex
         if known:
-            counts, profile = known.counts + counts, merge_profiles([known.profile, profile])
+            counts, profile = known.counts + counts, known.profile + profile
         try:
-            WindowStore(self.storage, model).write_part(version, start, part, counts, profile)
+            WindowStore(self.storage, model).write_part(version, start, part, counts, profile.to_bytes())
             known = _OpenWindow(part, counts, profile)
         finally:
             if known:
                 self._open[model, version, start] = known  # the newest last
         while len(self._open) > _MAX_OPEN:
             del self._open[next(iter(self._open))]
+
+
+def _frame(parts: Sequence[Packed], names: Sequence[str]) -> pd.DataFrame:
+    """Return the rows of several parts as one frame."""
+    columns = zip(*map(unpacked, parts), strict=True)
+    return pd.DataFrame({name: _column(pieces) for name, pieces in zip(names, columns, strict=True)})
+
+
+def _column(pieces: Sequence[Sequence[Any]]) -> Any:
+    if any(isinstance(piece, np.ndarray) for piece in pieces):  # the others have nothing but missing moments
+        return pd.to_datetime(np.concatenate([np.asarray(piece, "datetime64[us]") for piece in pieces]), utc=True)
+    return [value for piece in pieces for value in piece]

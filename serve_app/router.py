@@ -19,7 +19,7 @@ from forge_core.storage import Storage
 from serve_app.counting import Counting
 from serve_app.experiment_desk import ExperimentDesk
 from serve_app.journal import Journal, Watch
-from serve_app.live_version import LiveVersion, answer, load_live_version, watched
+from serve_app.live_version import LiveVersion, answer, answers, load_live_version, watched
 from serve_app.shadowing import Shadows
 from serve_app.splitting import CHAMPION, LiveSplit
 
@@ -181,15 +181,15 @@ class Switchboard:
         ids = request_ids if request_ids is not None else _new_ids(len(rows))
         scores = await live.lane.ask(rows)
         elapsed = time.perf_counter() - started
-        answers = [answer(live, score) for score in scores]
+        given = answers(live, scores)
         variant = CHAMPION if version is None else "asked"
         labels = (live.model, live.version, variant)
         self.counting.count(PREDICTIONS, labels, len(rows))
         self.counting.observe(PREDICTION_SECONDS, labels, elapsed)
         if version is None and (shadow := self.shadows.of.get(live.model)) is not None:
             received = datetime.now(UTC)
-            given = [(prediction, watched(score)) for (prediction, _), score in zip(answers, scores, strict=True)]
-            self.shadows.offer(shadow, live, records, ids, given, elapsed, (event_time or received, received))
+            counted = [(prediction, watched(score)) for (prediction, _), score in zip(given, scores, strict=True)]
+            self.shadows.offer(shadow, live, records, ids, counted, elapsed, (event_time or received, received))
         watch = self.watch.get(live.model, _USUAL)
         if version is None and watch is not None:
             received = datetime.now(UTC)
@@ -200,20 +200,21 @@ class Switchboard:
                 watch,
                 [
                     (request_id, *facts, prediction, watched(score), *row)
-                    for request_id, row, score, (prediction, _) in zip(ids, rows, scores, answers, strict=True)
+                    for request_id, row, score, (prediction, _) in zip(ids, rows, scores, given, strict=True)
                 ],
             )
+        milliseconds = round(elapsed * 1000, 3)
         return [
             {
                 "prediction": prediction,
                 "prediction_probability": probability,
                 "model_version": live.version,
-                "processing_time_ms": round(elapsed * 1000, 3),
+                "processing_time_ms": milliseconds,
                 "model": live.model,
                 "request_id": request_id,
                 "variant": variant,
             }
-            for request_id, (prediction, probability) in zip(ids, answers, strict=True)
+            for request_id, (prediction, probability) in zip(ids, given, strict=True)
         ]
 
     async def _predict_split(

@@ -1,11 +1,11 @@
 """One live version: rows in, scores out. Nothing else happens here."""
 
 import asyncio
-from typing import Any
 
 from forge_core.deployment.mirror import mirrored_version
 from forge_core.models.crossover import fastest_form
 from forge_core.storage import Storage
+from serve_app.columns import Packed, n_rows, packed, unpacked
 
 
 class Variant:
@@ -23,17 +23,16 @@ class Variant:
             self.model = fastest_form(folder)
             example = folder.contract.check_row(folder.input_example)
         for _ in range(3):
-            self._score([tuple(example[c] for c in self.columns)])
+            self._score(packed([tuple(example[c] for c in self.columns)]))
 
-    async def score(self, rows: list[tuple[Any, ...]]) -> list[float]:
+    async def score(self, columns: Packed) -> list[float]:
         """Return one score a row: the probability of class 1, or the predicted number.
 
-        Rows are tuples in the order of the contract's feature columns.
+        Columns come in the order of the contract's feature columns.
         """
-        if len(rows) <= 64:  # shorter than the switch to a thread
-            return self._score(rows)
-        return await asyncio.to_thread(self._score, rows)
+        if n_rows(columns) <= 64:  # shorter than the switch to a thread
+            return self._score(columns)
+        return await asyncio.to_thread(self._score, columns)
 
-    def _score(self, rows: list[tuple[Any, ...]]) -> list[float]:
-        columns = dict(zip(self.columns, map(list, zip(*rows, strict=True)), strict=True))
-        return self.model.score(columns).tolist()
+    def _score(self, columns: Packed) -> list[float]:
+        return self.model.score(dict(zip(self.columns, unpacked(columns), strict=True))).tolist()

@@ -108,6 +108,14 @@ def time_parts(moment: datetime | None) -> tuple[float, float, float]:
     return moment.hour, moment.weekday(), moment.month
 
 
+def moment_parts(moments: NDArray[np.datetime64]) -> NDArray[np.float64]:
+    """Return what `time_parts` gives for moments in UTC, shape (n_rows, 3)."""
+    hours, months = moments.astype("datetime64[h]").astype(np.int64), moments.astype("datetime64[M]").astype(np.int64)
+    parts = np.column_stack([hours % 24, (hours // 24 + 3) % 7, months % 12 + 1]).astype(float)  # 1970 began a Thursday
+    parts[np.isnat(moments)] = np.nan
+    return parts
+
+
 def distinct_texts(values: pd.Series) -> tuple[NDArray[np.intp], list[str]]:
     """Return each cell's position among the texts returned with it, -1 for a missing cell; a text may be there twice.
 

@@ -73,7 +73,7 @@ class CompiledModel:
         Parameters
         ----------
         columns : mapping of str to sequence of length n_rows
-            Raw feature values; None and NaN mean missing.
+            Raw feature values; None and NaN mean missing. Times may also come as an array of datetime64 in UTC.
         """
         return self._run({name: fill.from_values(columns[name]) for name, fill in self._inputs.items()})
 
@@ -101,7 +101,7 @@ class NativeModel:
 
     def score(self, columns: Columns) -> NDArray[np.float64]:
         """Return what `forge_core.models.model_trainer.score` gives."""
-        return score(self._pipeline, pd.DataFrame({c: columns[c] for c in self._columns}))
+        return score(self._pipeline, pd.DataFrame({c: _in_utc(columns[c]) for c in self._columns}))
 
     def score_frame(self, frame: pd.DataFrame) -> NDArray[np.float64]:
         """Return what `score` gives for the frame's columns."""
@@ -201,6 +201,11 @@ class _PlainAttributes:
     def add_node(self, op_type: str, inputs: Any, outputs: Any, **attributes: Any) -> Any:
         """Add a node after casting its attributes."""
         return self._container.add_node(op_type, inputs, outputs, **{k: _plain(v) for k, v in attributes.items()})
+
+
+def _in_utc(values: Sequence[Any]) -> Any:
+    is_time = isinstance(values, np.ndarray) and values.dtype.kind == "M"
+    return pd.to_datetime(values, utc=True) if is_time else values
 
 
 def _plain(value: Any) -> Any:

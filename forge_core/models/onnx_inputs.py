@@ -15,6 +15,7 @@ from forge_core.data.encoding import (
     InputKind,
     cell_text,
     distinct_texts,
+    moment_parts,
     number_column,
     time_columns,
     time_parts,
@@ -60,6 +61,8 @@ def _text_column(values: pd.Series) -> Tensor:
 
 
 def _times(values: Sequence[Any]) -> NDArray[np.float32]:
+    if isinstance(values, np.ndarray):
+        return moment_parts(values).astype(np.float32)
     return np.array([time_parts(v) for v in values], np.float32).reshape(-1, len(PARTS))
 
 

@@ -18,11 +18,35 @@ from numpy.typing import NDArray
 TOP_VALUES = 5
 
 
+class Profile:
+    """A whylogs profile in memory, for who adds to it many times; between processes it goes as bytes."""
+
+    def __init__(self, view: Any) -> None:
+        self._view = view
+
+    @classmethod
+    def of(cls, frame: pd.DataFrame) -> "Profile":
+        """Return the profile of some rows; see `profile_frame`."""
+        return cls(_profiled(frame))
+
+    def __add__(self, other: "Profile") -> "Profile":
+        """Return the profile of the rows of both; columns may differ."""
+        return Profile(self._view.merge(other._view))
+
+    def to_bytes(self) -> bytes:
+        """Return what `describe_profile` and `merge_profiles` take."""
+        return self._view.serialize()
+
+
 def profile_frame(frame: pd.DataFrame) -> bytes:
     """Return the serialized whylogs profile of the rows; datetime columns are left out.
 
     A part costs some tens of milliseconds whatever its rows, so hand over batches, not single rows.
     """
+    return _profiled(frame).serialize()
+
+
+def _profiled(frame: pd.DataFrame) -> Any:
     _quiet()
     from whylogs.core import DatasetProfile
 
@@ -36,7 +60,7 @@ def profile_frame(frame: pd.DataFrame) -> bytes:
             tracked._process_extracted_column(_extracted(column.to_numpy()))
         else:
             tracked.track_column(column)
-    return profile.view().serialize()
+    return profile.view()
 
 
 def merge_profiles(blobs: Iterable[bytes]) -> bytes:

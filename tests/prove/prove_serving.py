@@ -23,7 +23,7 @@ from infra.local.stack import apply_environment, clean, up
 from tests.prove.replica_death import N_BATCHES
 from tests.prove.serving_ground import Ground, settings_with_files
 from tests.prove.serving_load import Report
-from tests.prove.serving_rounds import Kill, broken_versions, kills, scaling, swaps
+from tests.prove.serving_rounds import Kill, broken_versions, kills, scaling, swaps, switched_scaling
 
 PARTS = ("batches", "swaps", "broken", "kills", "scaling")
 RESULTS = Path("build/prove")
@@ -126,11 +126,13 @@ def _kill_faults(kill: Kill) -> list[str]:
 
 
 def _scaling(ground: Ground, versions: list[str], chosen: argparse.Namespace, console: Console) -> list[str]:
+    switched = switched_scaling(ground)
+    _tell(console, "autoscaling switched on", switched)
     report, seen, picture = scaling(ground, low=chosen.seconds / 8, high=chosen.seconds / 4)
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "serving_scaling.png").write_bytes(picture)
     _tell(console, "2, 64 and 2 connections", report)
-    faults = _faults(report)
+    faults = _faults(switched) + _faults(report)
     for place, name in ((1, "router"), (2, "variant")):
         numbers = [look[place] for look in seen]
         console.print(f"    {name}: {numbers[0]} → {max(numbers)} → {numbers[-1]} replicas")

@@ -104,18 +104,22 @@ def _kill_one(ground: Ground, victim: str, pause: float) -> Kill:
     return kill
 
 
-def scaling(ground: Ground, low: float, high: float) -> tuple[Report, list[tuple[float, int, int]], bytes]:
-    """Send a step of load, 2 connections, 64 and 2 again; return the replicas over time and their picture.
-
-    Autoscaling is switched on under the load, too.
-    """
+def switched_scaling(ground: Ground) -> Report:
+    """Switch autoscaling on under the load of two connections, and return what they met."""
     delays = {"upscale_delay_s": 2, "downscale_delay_s": 5}
     router = {"min_replicas": 1, "max_replicas": 3, "target_ongoing_requests": 16, **delays, "look_back_period_s": 5}
     variant = {"min_replicas": 1, "max_replicas": 3, "target_ongoing_requests": 1, **delays}
+    with ground.load([(2, None)]) as load:
+        ground.scale(router={"autoscaling_config": router}, serving={"autoscaling": variant})
+        _await_replicas(ground, {"variant": 1, "router": 1, "profiler": 1})
+    return load.report
+
+
+def scaling(ground: Ground, low: float, high: float) -> tuple[Report, list[tuple[float, int, int]], bytes]:
+    """Send a step of load, 2 connections, 64 and 2 again; return the replicas over time and their picture."""
     steps: list[tuple[int, float | None]] = [(2, low), (64, high), (2, 2 * low)]
     with _watched(ground) as seen, ground.load(steps) as load:
         begun = time.monotonic()
-        ground.scale(router={"autoscaling_config": router}, serving={"autoscaling": variant})
         load.process.wait()
     told = [(at - begun, n_routers, n_variants) for at, n_routers, n_variants in seen]
     return load.report, told, _picture(told, load.report, begun, [low, high, 2 * low])

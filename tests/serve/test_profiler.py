@@ -13,7 +13,8 @@ from forge_core.monitoring.prediction_log import PredictionLog
 from forge_core.monitoring.profiles import describe_profile
 from forge_core.monitoring.windows import ReferenceProfile, Window, WindowStore
 from forge_core.storage import Storage
-from serve_app.journal import Row, Watch
+from serve_app.columns import Packed, packed
+from serve_app.journal import Watch
 from serve_app.profiler import Profiler
 
 DAY = datetime(2024, 1, 1, tzinfo=UTC)
@@ -37,11 +38,12 @@ class Known(Profiler):
         return REFERENCE, FEATURES
 
 
-def rows(n: int, first: int = 0, at: datetime = DAY) -> list[Row]:
-    return [
+def rows(n: int, first: int = 0, at: datetime = DAY) -> Packed:
+    served = [
         (f"r{i}", at + timedelta(minutes=i), DAY, "7", "champion", "ann", "x", 0.5, float(i), "a")
         for i in range(first, first + n)
     ]
+    return packed(served)
 
 
 def test_rows_of_one_window_are_one_part_however_often_they_are_written(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from forge_core.experiments.assignment import unit_point
 from forge_core.monitoring.metric_names import SHADOW_DROPPED, SHADOWED
 from forge_core.monitoring.shadow_log import SHADOW_COLUMNS, ShadowLog
 from forge_core.storage import Storage
+from serve_app.columns import packed
 from serve_app.journal import Watch
 from serve_app.profiler import Profiler
 from tests.serve.boards import Board, rising, served
@@ -164,7 +165,9 @@ def test_what_a_shadow_answered_is_read_back(tmp_path: Path) -> None:
 
     async def write() -> None:
         profiler = Profiler(str(tmp_path), flush_seconds=0.1)
-        await asyncio.gather(*(profiler.log("m", "2", Watch(1.0, (), "shadow"), part) for part in (rows, rows[:2])))
+        await asyncio.gather(
+            *(profiler.log("m", "2", Watch(1.0, (), "shadow"), packed(part)) for part in (rows, rows[:2]))
+        )
         await profiler.stop()
 
     asyncio.run(write())
