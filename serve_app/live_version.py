@@ -96,17 +96,19 @@ def outliving_replicas(send: Send, tries: int = 3) -> Send:
 
 def answers(live: LiveVersion, scores: Sequence[Any]) -> list[tuple[Any, float | None]]:
     """Return (prediction, probability of the predicted class, or None for regression) of each score."""
-    if live.task == "regression":
-        return [(score, None) for score in scores]
-    if scores and isinstance(scores[0], list):
-        return [_likeliest(live.classes, shares) for shares in scores]
+    if live.task == "regression" or len(live.classes) != 2:
+        return [answer(live, score) for score in scores]
     no, yes = live.classes
     return [(yes, score) if score >= 0.5 else (no, 1.0 - score) for score in scores]
 
 
 def answer(live: LiveVersion, score: Score) -> tuple[Any, float | None]:
     """Return what `answers` gives for one score."""
-    return answers(live, [score])[0]
+    if isinstance(score, list):
+        return _likeliest(live.classes, score)
+    if live.task == "regression":
+        return score, None
+    return (live.classes[1], score) if score >= 0.5 else (live.classes[0], 1.0 - score)
 
 
 def _likeliest(classes: list[Any], shares: Any) -> tuple[Any, float]:

@@ -229,28 +229,28 @@ class Switchboard:
         """Return one reply a record where a split shares the traffic out, and journal each row with its assignment."""
         ids = request_ids if request_ids is not None else _new_ids(_length(records))
         model = split.champion.model
+        keys = users if users is not None and split.keyed else ids
         try:
-            answered = await split.ask(records, users if users is not None and split.keyed else ids)
+            answered = [await split.ask_one(records, keys[0])] if len(keys) == 1 else await split.ask(records, keys)
         except SchemaViolation as error:
             self._count_refused(split.champion, error)
             raise
         received = datetime.now(UTC)
         moment = event_time or received
+        watch = self.split_watch.get(model, _USUAL_SPLIT)
         replies, logged = [], dict[str, list[tuple[Any, ...]]]()
-        calls: dict[tuple[str, str, str], float] = {}
+        calls: dict[tuple[str, str, str], tuple[int, float]] = {}
         for request_id, (live, variant, row, score, seconds, chosen, fault) in zip(ids, answered, strict=True):
             version = live.version
             prediction, probability = answer(live, score)
             milliseconds = round(seconds * 1000, 3)
             assigned, propensity, unit = chosen
-            entry = (
-                request_id, moment, received, version, variant, owner, prediction, watched(score),
-                assigned, split.id, propensity, unit, milliseconds, fault, *row,
-            )  # fmt: skip
-            if version in logged:
-                logged[version].append(entry)
-            else:
-                logged[version] = [entry]
+            if watch is not None:
+                entry = (
+                    request_id, moment, received, version, variant, owner, prediction, watched(score),
+                    assigned, split.id, propensity, unit, milliseconds, fault, *row,
+                )  # fmt: skip
+                logged.setdefault(version, []).append(entry)
             replies.append(
                 {
                     "prediction": prediction,
@@ -264,16 +264,14 @@ class Switchboard:
                 }
             )
             labels = (model, version, variant)
-            self.counting.count(PREDICTIONS, labels)
-            calls[labels] = seconds
+            calls[labels] = calls[labels][0] + 1 if labels in calls else 1, seconds
             if fault:
                 self.counting.count(SPLIT_FAULTS, (model, assigned, fault))
-        for labels, seconds in calls.items():  # once a call and variant, as without a split
+        for labels, (n_rows, seconds) in calls.items():  # timed once a call and variant, as without a split
+            self.counting.count(PREDICTIONS, labels, n_rows)
             self.counting.observe(PREDICTION_SECONDS, labels, seconds)
-        watch = self.split_watch.get(model, _USUAL_SPLIT)
-        if watch is not None:
-            for version, entries in logged.items():
-                self.journal.add(model, version, watch, entries)
+        for version, entries in logged.items():
+            self.journal.add(model, version, watch or _USUAL_SPLIT, entries)
         return replies
 
     def _checked(self, live: LiveVersion, records: Rows) -> list[tuple[Any, ...]]:
