@@ -44,8 +44,7 @@ def openapi_document(versions: Sequence[LiveVersion], default_model: str) -> dic
     live = {version.model: version for version in versions}
     default = live.get(default_model)
     schemas = {**_shared_schemas(), **v2_schemas(), **experiment_schemas(), **rollout_schemas()}
-    paths = {**_house_paths(), **experiment_paths(), **rollout_paths()}
-    paths |= _model_paths("", default, f"{default_model} (default)")
+    paths = _model_paths("", default, f"{default_model} (default)")  # pages show it first
     shown: list[LiveVersion | None] = [*(live[model] for model in sorted(live))] or [None]
     for version in shown:
         prefix = f"/models/{quote(version.model, safe='') if version else '{model}'}"
@@ -53,6 +52,7 @@ def openapi_document(versions: Sequence[LiveVersion], default_model: str) -> dic
         paths |= _model_paths(prefix, version, tag)
         paths |= v2_paths(f"/v2{prefix}", version, tag)
         schemas |= _model_schemas(version)
+    paths |= {**experiment_paths(), **rollout_paths(), **_house_paths()}
     schemas |= _model_schemas(default)
     return {
         "openapi": "3.1.0",
