@@ -28,6 +28,7 @@ from forge_core.errors import ForgeError
 from forge_core.experiments.rollout_picture import rollout_figure
 from forge_core.experiments.rollout_records import Rollout, RolloutRecords
 from forge_core.policy import load_policy
+from forge_core.settings import get_settings
 from infra.local.environment import ROOT
 from infra.local.prefect_api import FINAL, PrefectApi
 from infra.local.stack import apply_environment, clean, up
@@ -59,7 +60,7 @@ def run(only: Sequence[str] = ()) -> bool:
 
 
 def _rollouts(parts: Sequence[str], chosen: argparse.Namespace, console: Console) -> list[str]:
-    settings = settings_with_files()
+    settings, surroundings = settings_with_files(), dict(os.environ)
     begun, faults = time.monotonic(), list[str]()
     try:
         # The first part starts its flow by its deployment, the others as processes that can be killed.
@@ -81,6 +82,9 @@ def _rollouts(parts: Sequence[str], chosen: argparse.Namespace, console: Console
             faults += [f"{part}: {fault}" for fault in found]
     finally:
         clean(settings, quiet=True)
+        os.environ.clear()
+        os.environ.update(surroundings)  # the next stack is another one
+        get_settings.cache_clear()
     return faults
 
 
@@ -278,7 +282,8 @@ def _kills(ground: RolloutGround, chosen: argparse.Namespace, console: Console) 
                 if ended and newest is not None and newest.outcome == "promoted":
                     _back_to_champion(ground)
                 with _flow(ground, version, again=ended) as process:
-                    pause = chance.uniform(4.0, 25.0)
+                    # Under load a flow needs half of it to start and to warm the version again.
+                    pause = chance.uniform(4.0, 60.0)
                     with contextlib.suppress(subprocess.TimeoutExpired):
                         process.wait(pause)
                     if process.poll() is None:

@@ -21,6 +21,7 @@ from forge_core.storage import Storage
 from forge_core.training import candidate
 from forge_core.training.candidate import Recipe
 from forge_core.training.datasets import SplitRequest
+from serve_app.columns import packed
 from serve_app.experiment_desk import ExperimentDesk
 from serve_app.lanes import Lane
 from serve_app.live_version import LiveVersion, live_version
@@ -108,7 +109,12 @@ def train(home: Path, rows: pd.DataFrame, contract: Contract, model_type: str, t
 def answered_here(storage: Storage, folder: VersionFolder, model: str, version: str) -> LiveVersion:
     """Return a mirrored version whose lane asks a variant in this process."""
     mirror_version(storage, model, version, folder)
-    return live_version(folder, model, version, Lane(Variant(storage.url, model, version).score))
+    variant = Variant(storage.url, model, version)
+
+    async def send(rows: list[Any]) -> Sequence[Any]:
+        return await variant.score(packed(rows))
+
+    return live_version(folder, model, version, Lane(send))
 
 
 class BoardInProcess(Switchboard):
