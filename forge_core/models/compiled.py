@@ -20,6 +20,9 @@ from forge_core.models.onnx_inputs import filler, plain_columns
 _OPSET = {"": 17, "ai.onnx.ml": 3}
 _FEATURES = "features"
 
+# So many rows are answered by one thread.
+_FEW = 64
+
 Columns = Mapping[str, Sequence[Any]]
 
 
@@ -44,16 +47,12 @@ class CompiledModel:
     onnx : bytes
         What `compile_pipeline` returned.
     threads : int
-        Threads of one call; replicas and scoring processes have one core each.
+        Threads of a call of many rows; for few the threads cost more than they do.
     """
 
     def __init__(self, onnx: bytes, *, threads: int = 1) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
+        self._session = _session(onnx, 1)
+        self._wide = _session(onnx, threads) if threads > 1 else self._session
         self._inputs = {i.name: filler(i) for i in self._session.get_inputs()}
         self._output = self._session.get_outputs()[-1].name
 
@@ -82,8 +81,19 @@ class CompiledModel:
         return self._run({name: fill.from_column(frame[name]) for name, fill in self._inputs.items()})
 
     def _run(self, inputs: dict[str, NDArray[Any]]) -> NDArray[np.float64]:
-        answer = self._session.run([self._output], inputs)[0]
+        session = self._wide if len(next(iter(inputs.values()))) > _FEW else self._session
+        answer = session.run([self._output], inputs)[0]
         return (answer if answer.shape[1] > 2 else answer[:, -1]).astype(float)
+
+
+def _session(onnx: bytes, threads: int) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
 
 
 class NativeModel:
