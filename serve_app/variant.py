@@ -1,15 +1,11 @@
 """One live version: rows in, scores out. Nothing else happens here."""
 
 import asyncio
-import os
 
 from forge_core.deployment.mirror import mirrored_version
-from forge_core.models.crossover import fastest_form
+from forge_core.models.crossover import fastest_form, serving_threads
 from forge_core.storage import Storage
 from serve_app.columns import Packed, n_rows, packed, unpacked
-
-# Of the host's cores that one batch of many rows may use; a few rows are answered by one.
-_THREADS = 4
 
 
 class Variant:
@@ -24,7 +20,7 @@ class Variant:
     def __init__(self, storage_url: str, model: str, version: str) -> None:
         with mirrored_version(Storage(storage_url), model, version) as folder:
             self.columns = folder.contract.feature_columns
-            self.model = fastest_form(folder, threads=min(_THREADS, len(os.sched_getaffinity(0))))
+            self.model = fastest_form(folder, threads=serving_threads())
             example = folder.contract.check_row(folder.input_example)
         for _ in range(3):
             self._score(packed([tuple(example[c] for c in self.columns)]))

@@ -6,6 +6,7 @@ requests bring them, and once for frames, as batch scoring has them.
 """
 
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from forge_core.models.version import VersionFolder
 SIZES = (1, 16, 64, 256, 1024, 4096, 16_384, 65_536)
 # A call is timed again, five times at most, until the calls took so long.
 _SECONDS_EACH = 0.02
+_THREADS = 4
 # From here on nobody needs to look at more rows.
 _CLEARLY = 1.5
 
@@ -100,8 +102,16 @@ def fastest_form(folder: VersionFolder, *, frames: bool = False, threads: int = 
     return FasterModel(compiled, NativeModel(folder.pipeline, folder.contract.feature_columns), crossover)
 
 
+def serving_threads() -> int:
+    """Return how many threads a replica scores many rows with: one a core that it may use, four at most."""
+    return min(_THREADS, len(os.sched_getaffinity(0)))
+
+
 def measure_crossover(pipeline: Any, onnx: bytes, rows: pd.DataFrame, *, seconds: float = 2.0) -> Crossover:
-    """Time both forms on more and more rows, on one thread, until native has won clearly or the time is over.
+    """Time both forms on more and more rows until native has won clearly or the time is over.
+
+    Columns are scored as a replica does, the compiled form on `serving_threads()`, and frames as a scoring process does,
+    which has one core.
 
     Parameters
     ----------
@@ -111,8 +121,9 @@ def measure_crossover(pipeline: Any, onnx: bytes, rows: pd.DataFrame, *, seconds
         About so long at most; a number of rows that would take longer is left out.
     """
     compiled, native = CompiledModel(onnx), NativeModel(pipeline, list(rows.columns))
-    with threadpool_limits(1):  # as in a replica and in a scoring process, which have one core
-        times = _race(rows, plain_columns, compiled.score, native.score, 0.4 * seconds)
+    served = CompiledModel(onnx, threads=serving_threads())
+    with threadpool_limits(1):
+        times = _race(rows, plain_columns, served.score, native.score, 0.4 * seconds)
         frame_times = _race(rows, lambda frame: frame, compiled.score_frame, native.score_frame, 0.6 * seconds)
     return Crossover(crossing(times), crossing(frame_times), times, frame_times)
 
