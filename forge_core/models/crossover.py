@@ -110,8 +110,8 @@ def serving_threads() -> int:
 def measure_crossover(pipeline: Any, onnx: bytes, rows: pd.DataFrame, *, seconds: float = 2.0) -> Crossover:
     """Time both forms on more and more rows until native has won clearly or the time is over.
 
-    Columns are scored as a replica does, the compiled form on `serving_threads()`, and frames as a scoring process does,
-    which has one core.
+    Columns are scored as a replica does, the compiled form on `serving_threads()`; frames as a scoring process does, on
+    one.
 
     Parameters
     ----------
