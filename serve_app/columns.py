@@ -28,9 +28,9 @@ def packed(rows: Sequence[Row]) -> Packed:
     return [_packed(column) for column in zip(*rows, strict=True)]
 
 
-def unpacked(columns: Packed) -> list[Sequence[Any]]:
+def unpacked(columns: Packed) -> list[Any]:
     """Return the columns; datetimes as an array of datetime64[us] in UTC, missing ones NaT."""
-    return [_moments(column) if isinstance(column, Moments) else column for column in columns]
+    return [np.array(c.microseconds, "datetime64[us]") if isinstance(c, Moments) else c for c in columns]
 
 
 def n_rows(columns: Packed) -> int:
@@ -43,9 +43,3 @@ def _packed(column: Sequence[Any]) -> Sequence[Any] | Moments:
     if not isinstance(next((value for value in column if value is not None), None), datetime):
         return column
     return Moments([None if value is None else (value - _EPOCH) // _MICROSECOND for value in column])
-
-
-def _moments(column: Moments) -> Any:
-    if None not in column.microseconds:
-        return np.array(column.microseconds, "datetime64[us]")
-    return np.array(["NaT" if m is None else np.datetime64(m, "us") for m in column.microseconds], "datetime64[us]")

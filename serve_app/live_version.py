@@ -94,26 +94,14 @@ def outliving_replicas(send: Send, tries: int = 3) -> Send:
     return send_again
 
 
-def answers(live: LiveVersion, scores: Sequence[Any]) -> list[tuple[Any, float | None]]:
-    """Return (prediction, probability of the predicted class, or None for regression) of each score."""
-    if live.task == "regression" or len(live.classes) != 2:
-        return [answer(live, score) for score in scores]
-    no, yes = live.classes
-    return [(yes, score) if score >= 0.5 else (no, 1.0 - score) for score in scores]
-
-
 def answer(live: LiveVersion, score: Score) -> tuple[Any, float | None]:
-    """Return what `answers` gives for one score."""
+    """Return (prediction, probability of the predicted class, or None for regression)."""
     if isinstance(score, list):
-        return _likeliest(live.classes, score)
+        most = max(range(len(score)), key=score.__getitem__)
+        return live.classes[most], score[most]
     if live.task == "regression":
         return score, None
     return (live.classes[1], score) if score >= 0.5 else (live.classes[0], 1.0 - score)
-
-
-def _likeliest(classes: list[Any], shares: Any) -> tuple[Any, float]:
-    most = max(range(len(shares)), key=shares.__getitem__)
-    return classes[most], shares[most]
 
 
 def watched(score: Score) -> float:

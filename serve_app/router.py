@@ -19,7 +19,7 @@ from forge_core.storage import Storage
 from serve_app.counting import Counting
 from serve_app.experiment_desk import ExperimentDesk
 from serve_app.journal import Journal, Watch
-from serve_app.live_version import LiveVersion, answer, answers, load_live_version, watched
+from serve_app.live_version import LiveVersion, answer, load_live_version, watched
 from serve_app.shadowing import Shadows
 from serve_app.splitting import CHAMPION, LiveSplit
 
@@ -181,7 +181,7 @@ class Switchboard:
         ids = request_ids if request_ids is not None else _new_ids(len(rows))
         scores = await live.lane.ask(rows)
         elapsed = time.perf_counter() - started
-        given = answers(live, scores)
+        given = [answer(live, score) for score in scores]
         variant = CHAMPION if version is None else "asked"
         labels = (live.model, live.version, variant)
         self.counting.count(PREDICTIONS, labels, len(rows))
@@ -229,9 +229,8 @@ class Switchboard:
         """Return one reply a record where a split shares the traffic out, and journal each row with its assignment."""
         ids = request_ids if request_ids is not None else _new_ids(_length(records))
         model = split.champion.model
-        keys = users if users is not None and split.keyed else ids
         try:
-            answered = [await split.ask_one(records, keys[0])] if len(keys) == 1 else await split.ask(records, keys)
+            answered = await split.ask(records, users if users is not None and split.keyed else ids)
         except SchemaViolation as error:
             self._count_refused(split.champion, error)
             raise
@@ -245,12 +244,11 @@ class Switchboard:
             prediction, probability = answer(live, score)
             milliseconds = round(seconds * 1000, 3)
             assigned, propensity, unit = chosen
-            if watch is not None:
-                entry = (
-                    request_id, moment, received, version, variant, owner, prediction, watched(score),
-                    assigned, split.id, propensity, unit, milliseconds, fault, *row,
-                )  # fmt: skip
-                logged.setdefault(version, []).append(entry)
+            entry = (
+                request_id, moment, received, version, variant, owner, prediction, watched(score),
+                assigned, split.id, propensity, unit, milliseconds, fault, *row,
+            )  # fmt: skip
+            logged.setdefault(version, []).append(entry)
             replies.append(
                 {
                     "prediction": prediction,
@@ -270,8 +268,9 @@ class Switchboard:
         for labels, (n_rows, seconds) in calls.items():  # timed once a call and variant, as without a split
             self.counting.count(PREDICTIONS, labels, n_rows)
             self.counting.observe(PREDICTION_SECONDS, labels, seconds)
-        for version, entries in logged.items():
-            self.journal.add(model, version, watch or _USUAL_SPLIT, entries)
+        if watch is not None:
+            for version, entries in logged.items():
+                self.journal.add(model, version, watch, entries)
         return replies
 
     def _checked(self, live: LiveVersion, records: Rows) -> list[tuple[Any, ...]]:

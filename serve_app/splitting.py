@@ -96,7 +96,7 @@ class LiveSplit:
             When the champion does not answer.
         """
         if len(keys) == 1:
-            return [await self.ask_one(records, keys[0])]
+            return [await self._ask_one(records, keys[0])]
         assigned = [self.assign(key) for key in keys]
         groups: dict[str, list[int]] = {}
         for number, (variant, _, _) in enumerate(assigned):
@@ -115,8 +115,8 @@ class LiveSplit:
                 answers[number] = answered
         return answers
 
-    async def ask_one(self, records: Rows, key: str) -> Answered:
-        """Return what `ask` gives for one row, as nearly all requests have, with as little beside it as can be."""
+    async def _ask_one(self, records: Rows, key: str) -> Answered:
+        """Ask for one row, as nearly all requests do, with as little beside it as can be."""
         assigned, started = self.assign(key), time.perf_counter()
         live, fault = self.versions.get(assigned.variant), "error"
         if live is not None:

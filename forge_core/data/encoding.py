@@ -108,10 +108,12 @@ def time_parts(moment: datetime | None) -> tuple[float, float, float]:
     return moment.hour, moment.weekday(), moment.month
 
 
-def moment_parts(moments: NDArray[np.datetime64]) -> NDArray[np.float64]:
-    """Return what `time_parts` gives for moments in UTC, shape (n_rows, 3)."""
-    hours, months = moments.astype("datetime64[h]").astype(np.int64), moments.astype("datetime64[M]").astype(np.int64)
-    parts = np.column_stack([hours % 24, (hours // 24 + 3) % 7, months % 12 + 1]).astype(float)  # 1970 began a Thursday
+def moment_parts(moments: NDArray[np.datetime64]) -> NDArray[np.float32]:
+    """Return what `time_parts` gives for moments in UTC, as float32 with NaN for missing, shape (n_rows, 3)."""
+    parts = np.empty((len(moments), len(PARTS)), np.float32)
+    parts[:, 0] = moments.astype("datetime64[h]").view(np.int64) % 24
+    parts[:, 1] = (moments.astype("datetime64[D]").view(np.int64) + 3) % 7  # day 0 was a Thursday
+    parts[:, 2] = moments.astype("datetime64[M]").view(np.int64) % 12 + 1
     parts[np.isnat(moments)] = np.nan
     return parts
 
@@ -199,14 +201,8 @@ def _read_numbers(values: pd.Series) -> NDArray[np.float64]:
 
 
 def time_columns(values: pd.Series) -> NDArray[np.float32]:
-    """Return hour, weekday and month in UTC as float32 with NaN for missing, shape (n_rows, 3)."""
-    moments = _moments(values)
-    parts = np.empty((len(moments), len(PARTS)), np.float32)
-    parts[:, 0] = moments.astype("datetime64[h]").view(np.int64) % 24
-    parts[:, 1] = (moments.astype("datetime64[D]").view(np.int64) + 3) % 7  # day 0 was a Thursday
-    parts[:, 2] = moments.astype("datetime64[M]").view(np.int64) % 12 + 1
-    parts[np.isnat(moments)] = np.nan
-    return parts
+    """Return a column's hour, weekday and month in UTC; see `moment_parts`."""
+    return moment_parts(_moments(values))
 
 
 def _moments(values: pd.Series) -> NDArray[np.datetime64]:

@@ -62,7 +62,7 @@ def _text_column(values: pd.Series) -> Tensor:
 
 def _times(values: Sequence[Any]) -> NDArray[np.float32]:
     if isinstance(values, np.ndarray):
-        return moment_parts(values).astype(np.float32)
+        return moment_parts(values)
     return np.array([time_parts(v) for v in values], np.float32).reshape(-1, len(PARTS))
 
 
