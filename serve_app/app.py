@@ -1,5 +1,6 @@
 """The Serve applications that `deployments/serve.yaml` names: wiring, no logic."""
 
+from functools import cached_property
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -17,6 +18,7 @@ from forge_core.settings import get_settings
 from serve_app.api import build_api
 from serve_app.door import Door
 from serve_app.experiment_desk import ExperimentDesk
+from serve_app.ingress import answer_here
 from serve_app.model_file import FileBoard, load_model_file
 from serve_app.profiler import Profiler
 from serve_app.rates import Spent
@@ -38,6 +40,12 @@ class Arguments(BaseModel):
     open_without_key: bool
 
 
+class RouterArguments(Arguments):
+    """Whether Serve counts a router's requests, to choose the number of routers."""
+
+    counted_by_serve: bool = False
+
+
 class VariantArguments(Arguments):
     """Which version a variant serves."""
 
@@ -48,12 +56,12 @@ class VariantArguments(Arguments):
 class Router:
     """The ingress: HTTP routes over a switchboard that `user_config` sets."""
 
-    def __init__(self, arguments: Arguments) -> None:
+    def __init__(self, arguments: RouterArguments) -> None:
         self.board = Switchboard(arguments.storage_url, arguments.default_model)
         self.board.counting.start()
         self.trust_event_time = arguments.profile == "local"
         self.door = Door(self._keys, open_without_key=arguments.open_without_key, exchange=_balance)
-        self._ledger_url = arguments.ledger_url
+        self._ledger_url, self._counted_by_serve = arguments.ledger_url, arguments.counted_by_serve
         self.board.experiments = ExperimentDesk(
             lambda: Ledger(arguments.ledger_url), self.board.storage, RecorderHandle, lambda: _traffic(arguments)
         )
@@ -63,8 +71,15 @@ class Router:
         """Take a new routing table; requests go on meanwhile."""
         await self.door.start()
         await self.board.route(user_config["models"], user_config["watch"])
+        if not self._counted_by_serve:
+            answer_here(self.api)
 
     def __serve_build_asgi_app__(self) -> Starlette:
+        return self.api
+
+    @cached_property
+    def api(self) -> Starlette:
+        """The HTTP routes."""
         steering = Steering(self._ledger_url)
         return build_api(self.board, self.door, trust_event_time=self.trust_event_time, steering=steering)
 
@@ -139,7 +154,7 @@ def model_file(arguments: FileArguments) -> Application:
     return serve.deployment(serve.ingress()(FileRouter)).options(**options).bind(arguments)
 
 
-def router(arguments: Arguments) -> Application:
+def router(arguments: RouterArguments) -> Application:
     """Return the application in front of all models."""
     return serve.deployment(serve.ingress()(Router)).options(name="Router").bind(arguments)
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -20,6 +19,7 @@ from serve_app.counting import Counting
 from serve_app.experiment_desk import ExperimentDesk
 from serve_app.journal import Journal, Watch
 from serve_app.live_version import LiveVersion, answer, load_live_version, watched
+from serve_app.request_ids import new_ids
 from serve_app.shadowing import Shadows
 from serve_app.splitting import CHAMPION, LiveSplit
 
@@ -178,7 +178,7 @@ class Switchboard:
         if split is not None:
             return await self._predict_split(split, records, request_ids, event_time, owner, users)
         rows = self._checked(live, records)
-        ids = request_ids if request_ids is not None else _new_ids(len(rows))
+        ids = request_ids if request_ids is not None else new_ids(len(rows))
         scores = await live.lane.ask(rows)
         elapsed = time.perf_counter() - started
         given = [answer(live, score) for score in scores]
@@ -227,7 +227,7 @@ class Switchboard:
         users: Sequence[str] | None,
     ) -> list[dict[str, Any]]:
         """Return one reply a record where a split shares the traffic out, and journal each row with its assignment."""
-        ids = request_ids if request_ids is not None else _new_ids(_length(records))
+        ids = request_ids if request_ids is not None else new_ids(_length(records))
         model = split.champion.model
         try:
             answered = await split.ask(records, users if users is not None and split.keyed else ids)
@@ -311,17 +311,3 @@ class Switchboard:
 
 def _length(records: Rows) -> int:
     return len(next(iter(records.values()), [])) if isinstance(records, Mapping) else len(records)
-
-
-def _new_ids(n_rows: int) -> list[str]:
-    """Return an id a row; those of a batch begin alike."""
-    first = _uuid7()
-    return [first] if n_rows == 1 else [f"{first}-{number}" for number in range(n_rows)]
-
-
-def _uuid7() -> str:
-    """Return a time-ordered id (RFC 9562, section 5.7)."""
-    value = time.time_ns() // 1_000_000 << 80 | int.from_bytes(os.urandom(10), "big")
-    value = value & ~(0xF << 76) | 0x7 << 76
-    text = f"{value & ~(0x3 << 62) | 0x2 << 62:032x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

@@ -64,7 +64,9 @@ class ServeConfig:
         for app in patterns.values():
             app["args"] = {**self.arguments, **app.get("args", {})}
             if app["name"] == "router":
-                _deployment(app, "Router")["user_config"] = {"models": table, "watch": dict(self.watch)}
+                router = _deployment(app, "Router")
+                router["user_config"] = {"models": table, "watch": dict(self.watch)}
+                app["args"]["counted_by_serve"] = "autoscaling_config" in router or router.get("num_replicas") == "auto"
             apps.append(app)
         apps += [self._variant(pattern, model, version) for model, version in sorted(set(variants))]
         return {**template, "http_options": {"host": self.host, "port": self.port}, "applications": apps}

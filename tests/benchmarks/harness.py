@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -35,7 +36,7 @@ class Report:
     figures: list[Figure] = field(default_factory=list)
 
     def add(self, metric: str, value: float, *, at_most: float | None = None, at_least: float | None = None) -> None:
-        """Keep a figure, with its target where it has one."""
+        """Keep a figure, with its target where it has one, and tell it at once: a benchmark can take an hour."""
         value = float(value)
         if at_most is not None:
             target, ok = f"<= {at_most:g}", value <= at_most
@@ -44,6 +45,7 @@ class Report:
         else:
             target, ok = None, None
         self.figures.append(Figure(self.bench, metric, round(value, 5), target, ok))
+        print(f"{metric}: {value:g}" + (f" ({target})" if target else ""), file=sys.stderr, flush=True)
 
     def finish(self) -> bool:
         """Write the JSON lines, print the table, and tell whether every target was met."""

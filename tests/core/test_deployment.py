@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pandera.pandas as pa
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from forge_core.data.contracts import Contract
@@ -213,6 +214,21 @@ def test_a_policy_scales_its_models_versions_over_the_pattern() -> None:
     assert apps["variant-m-v1"]["max_ongoing_requests"] == 8
     assert apps["variant-m-v1"]["ray_actor_options"]["num_cpus"] == 0.5
     assert apps["variant-n-v2"]["ray_actor_options"]["num_cpus"] == 0
+
+
+@pytest.mark.parametrize("scaled", [None, {"autoscaling_config": {"max_replicas": 3}}, {"num_replicas": "auto"}])
+def test_serve_counts_the_requests_of_a_router_only_where_their_number_scales_it(
+    scaled: dict[str, Any] | None, tmp_path: Path
+) -> None:
+    config = RecordedServe().config
+    template = yaml.safe_load(config.template_file.read_text())
+    deployment = next(app for app in template["applications"] if app["name"] == "router")["deployments"][0]
+    if scaled:
+        del deployment["num_replicas"]
+        deployment.update(scaled)
+    (tmp_path / "serve.yaml").write_text(yaml.safe_dump(template))
+    apps = replace(config, template_file=tmp_path / "serve.yaml").compose([], {})["applications"]
+    assert next(app for app in apps if app["name"] == "router")["args"]["counted_by_serve"] is (scaled is not None)
 
 
 @pytest.mark.parametrize(

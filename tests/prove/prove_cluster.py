@@ -117,7 +117,7 @@ class Cluster:
         process = self.hosts.start(
             HEAD,
             (*command, "--features=feature1,feature2", "--epochs=3"),
-            {**self._variables(), "RAY_ADDRESS": f"{self.hosts.addresses[HEAD]}:6379"},
+            {**self._variables(HEAD), "RAY_ADDRESS": f"{self.hosts.addresses[HEAD]}:6379"},
         )
         seen: set[str] = set()
         while process.poll() is None and time.monotonic() - begun < _PATIENCE:
@@ -215,19 +215,23 @@ class Cluster:
 
     def _start_node(self, name: str) -> None:
         options = ("--num-cpus=0",) if name == HEAD else ("--num-cpus=1", "--object-store-memory=200000000")
-        variables = self._variables()
+        variables = self._variables(name)
         if name != HEAD:
             variables["RAY_ADDRESS"] = f"{self.hosts.addresses[HEAD]}:6379"
         command = python("-m", "infra.docker.entrypoint", "serve", *options)
         self._nodes[name] = self.hosts.start(name, command, variables)
 
-    def _variables(self) -> dict[str, str]:
+    def _variables(self, name: str) -> dict[str, str]:
+        """Return a host's variables: a home of its own, by which its processes are known, and what all share by URL."""
         inherited = {n: v for n, v in os.environ.items() if not n.startswith(("FORGE_", "RAY_", "MLFLOW_"))}
-        fields = ("home", "profile", "keyless", "host", "model", "serve_file", "api_address", "dashboard_address")
-        ours = {f"FORGE_{name.upper()}": str(getattr(self.settings, name)) for name in (*fields, "startup_timeout")}
+        fields = ("profile", "keyless", "host", "model", "serve_file", "api_address", "dashboard_address")
+        ours = {f"FORGE_{field.upper()}": str(getattr(self.settings, field)) for field in (*fields, "startup_timeout")}
         return {
             **inherited,
             **ours,
+            "FORGE_HOME": str(self.settings.home / f"home-{name}"),
+            "FORGE_LEDGER_URL": self.settings.ledger,
+            "FORGE_STORAGE_URL": self.settings.storage,
             **CLUSTER_VARIABLES,
             "PYTHONPATH": str(ROOT),
             "RAY_AUTH_MODE": "token",
