@@ -1,45 +1,83 @@
-"""Rows on their way between replicas: column by column, and moments as microseconds.
+"""Rows column by column: on their way between replicas, and a batch from its check to its log.
 
 A datetime is pickled as an object that is taken apart and made anew: one column of them took longer than eleven others.
+So columns of datetimes, which are in UTC here, travel as arrays of datetime64[us].
 """
 
-from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 Row = tuple[Any, ...]
 
-_EPOCH, _MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
+
+@dataclass(frozen=True, slots=True)
+class Same:
+    """A column in which all `n` rows have one value."""
+
+    value: Any
+    n: int
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, part: slice) -> "Same":
+        return Same(self.value, len(range(*part.indices(self.n))))
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([self.value] * self.n)
 
 
-class Moments(NamedTuple):
-    """A column of datetimes: microseconds since 1970 in UTC, None where one is missing."""
-
-    microseconds: list[int | None]
+# Each a sequence, an array of datetimes, or `Same`.
+Packed = list[Any]
 
 
-Packed = list[Sequence[Any] | Moments]
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows that are held by column: neither put together as tuples nor taken apart again."""
+
+    columns: Sequence[Sequence[Any] | Same]
+
+    def __len__(self) -> int:
+        return len(self.columns[0])
+
+    def __iter__(self) -> Iterator[Row]:
+        return zip(*self.columns, strict=True)
+
+    def __getitem__(self, part: slice) -> "Table":
+        return Table([column[part] for column in self.columns])
 
 
-def packed(rows: Sequence[Row]) -> Packed:
-    """Return rows of one length as columns that pickle quickly; see `unpacked`."""
-    return [_packed(column) for column in zip(*rows, strict=True)]
+def packed(rows: Sequence[Row] | Table) -> Packed:
+    """Return rows of one length as columns that pickle quickly: datetimes as arrays, missing ones NaT."""
+    columns = rows.columns if isinstance(rows, Table) else zip(*rows, strict=True)
+    return [_packed(column) for column in columns]
 
 
-def unpacked(columns: Packed) -> list[Any]:
-    """Return the columns; datetimes as an array of datetime64[us] in UTC, missing ones NaT."""
-    return [np.array(c.microseconds, "datetime64[us]") if isinstance(c, Moments) else c for c in columns]
+def values_of(column: Any) -> Sequence[Any] | NDArray[np.datetime64]:
+    """Return the values of a packed column one by one."""
+    if not isinstance(column, Same):
+        return column
+    value = column.value
+    return np.full(len(column), value) if isinstance(value, np.datetime64) else [value] * len(column)
 
 
 def n_rows(columns: Packed) -> int:
     """Return how many rows the columns have."""
-    first = columns[0]
-    return len(first.microseconds) if isinstance(first, Moments) else len(first)
+    return len(columns[0])
 
 
-def _packed(column: Sequence[Any]) -> Sequence[Any] | Moments:
+def _packed(column: Sequence[Any] | Same) -> Sequence[Any] | Same | NDArray[np.datetime64]:
+    if isinstance(column, Same):
+        return Same(_naive(column.value), column.n) if isinstance(column.value, datetime) else column
     if not isinstance(next((value for value in column if value is not None), None), datetime):
         return column
-    return Moments([None if value is None else (value - _EPOCH) // _MICROSECOND for value in column])
+    return np.array([None if value is None else value.replace(tzinfo=None) for value in column], "datetime64[us]")
+
+
+def _naive(moment: datetime) -> np.datetime64:
+    return np.datetime64(moment.replace(tzinfo=None), "us")

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 from ray import serve
 
 from forge_core.monitoring.metric_names import DROPPED, LOGGED, SHADOW_DROPPED
-from serve_app.columns import Row, packed
+from serve_app.columns import Row, Table, packed
 from serve_app.counting import Counting
 
 logger = logging.getLogger(__name__)
 
-_GATHER_SECONDS = 0.25
+_GATHER_SECONDS = 0.5
 _SHIPMENT = 4096
 
 
@@ -28,8 +28,11 @@ class Watch(NamedTuple):
     form: str = "served"
 
 
+_Key = tuple[str, str, Watch]
+
+
 class Journal:
-    """Gathers served rows and ships them to the profiler a quarter of a second later, many at once.
+    """Gathers served rows and ships them to the profiler half a second later, many at once.
 
     Rows count as waiting until the profiler has written them; those that it did not, or that died with it, are
     counted as dropped.
@@ -44,18 +47,22 @@ class Journal:
 
     def __init__(self, counting: Counting, max_rows: int = 50_000) -> None:
         self.counting, self.max_rows = counting, max_rows
-        self.rows: dict[tuple[str, str, Watch], list[Row]] = {}
+        self.rows: dict[_Key, list[Row]] = {}
+        self.tables: list[tuple[_Key, Table]] = []
         self.waiting = self.dropped = 0
         self._gathering: asyncio.Task[None] | None = None
         self._under_way: set[asyncio.Task[None]] = set()
         self._log: Any = None
 
-    def add(self, model: str, version: str, watch: Watch, rows: list[Row]) -> None:
+    def add(self, model: str, version: str, watch: Watch, rows: list[Row] | Table) -> None:
         """Keep rows for the next shipment, or drop and count them when the buffer is full."""
         if self.waiting + len(rows) > self.max_rows:
             self._drop(model, version, watch, len(rows), "router")
             return
-        self.rows.setdefault((model, version, watch), []).extend(rows)
+        if isinstance(rows, Table):
+            self.tables.append(((model, version, watch), rows))
+        else:
+            self.rows.setdefault((model, version, watch), []).extend(rows)
         self.waiting += len(rows)
         if self._gathering is None or self._gathering.done():
             self._gathering = asyncio.ensure_future(self._gather())
@@ -73,16 +80,17 @@ class Journal:
             await asyncio.sleep(0.02)
 
     async def _gather(self) -> None:
-        while self.rows:
+        while self.rows or self.tables:
             await asyncio.sleep(_GATHER_SECONDS)
-            taken, self.rows = self.rows, {}
-            for (model, version, watch), rows in taken.items():
+            taken: list[tuple[_Key, list[Row] | Table]] = [*self.rows.items(), *self.tables]
+            self.rows, self.tables = {}, []
+            for key, rows in taken:
                 for start in range(0, len(rows), _SHIPMENT):
-                    sent = asyncio.ensure_future(self._send(model, version, watch, rows[start : start + _SHIPMENT]))
+                    sent = asyncio.ensure_future(self._send(*key, rows[start : start + _SHIPMENT]))
                     self._under_way.add(sent)
                     sent.add_done_callback(self._under_way.discard)
 
-    async def _send(self, model: str, version: str, watch: Watch, rows: list[Row]) -> None:
+    async def _send(self, model: str, version: str, watch: Watch, rows: list[Row] | Table) -> None:
         try:
             if self._log is None:
                 # Asking for a handle waits for the controller, and plain values need no look at each of them.

@@ -1,7 +1,9 @@
 """Micro-batches without a timer: what has arrived is sent whenever fewer than `in_flight` batches are out.
 
-At low load a row leaves at once; under load rows gather while the variant is busy. Each row's answer goes
-back to the caller that waits for it, by position within its own batch.
+At low load a row leaves at once; under load calls gather while the variant is busy. A batch takes no more than its
+share of the calls that are here, and follows another only once it is as large: so the variant scores some while the
+router reads and answers others. Each row's answer goes back to the caller that waits for it, by position within its own
+batch.
 """
 
 import asyncio
@@ -10,9 +12,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from forge_core.errors import ServiceUnavailable
+from serve_app.columns import Table
 
-Send = Callable[[list[Any]], Awaitable[Sequence[Any]]]
-_Waiting = tuple[Sequence[Any], "asyncio.Future[Sequence[Any]]"]
+Send = Callable[[Sequence[Any] | Table], Awaitable[Sequence[Any]]]
+_Waiting = tuple[Sequence[Any] | Table, "asyncio.Future[Sequence[Any]]"]
 _LOOKS = 20
 
 
@@ -22,7 +25,7 @@ class Lane:
     Parameters
     ----------
     send : async callable
-        Takes a list of rows and returns one answer a row, in the same order.
+        Takes rows, or one call's table of them, and returns one answer a row, in the same order.
     max_batch : int
         Rows of different calls in one batch.
     max_rows : int
@@ -53,9 +56,10 @@ class Lane:
         self.seconds = seconds
         self._asked: deque[tuple[float, asyncio.Future[Sequence[Any]]]] = deque()
         self._watch: asyncio.TimerHandle | None = None
-        self._out: set[asyncio.Task[None]] = set()
+        self._out: dict[asyncio.Task[None], int] = {}
+        self._pump_is_due = False
 
-    async def ask(self, rows: Sequence[Any]) -> Sequence[Any]:
+    async def ask(self, rows: Sequence[Any] | Table) -> Sequence[Any]:
         """Return one answer a row, in order.
 
         Raises
@@ -70,7 +74,7 @@ class Lane:
         pieces = [self._line_up(rows[i : i + self.max_rows]) for i in range(0, len(rows), self.max_rows)]
         return [answer for answers in await asyncio.gather(*pieces) for answer in answers]
 
-    def _line_up(self, rows: Sequence[Any]) -> "asyncio.Future[Sequence[Any]]":
+    def _line_up(self, rows: Sequence[Any] | Table) -> "asyncio.Future[Sequence[Any]]":
         loop = asyncio.get_running_loop()
         answers: asyncio.Future[Sequence[Any]] = loop.create_future()
         self._waiting.append((rows, answers))
@@ -78,7 +82,9 @@ class Lane:
         if self._watch is None:
             self._watch = loop.call_later(self.seconds / _LOOKS, self._look, loop)
         self._n_waiting += len(rows)
-        self._pump()
+        if not self._pump_is_due:  # once all that arrived together stand in line
+            self._pump_is_due = True
+            loop.call_soon(self._pump)
         return answers
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -90,17 +96,25 @@ class Lane:
         self._watch = loop.call_later(self.seconds / _LOOKS, self._look, loop) if self._asked else None
 
     def _pump(self) -> None:
+        self._pump_is_due = False
         while self._waiting and len(self._out) < self.in_flight:
-            if batch := self._next_batch():
+            n_out = sum(self._out.values())
+            if len(self._waiting) * len(self._out) < n_out:
+                return
+            share = -(-(len(self._waiting) + n_out) // self.in_flight)
+            if batch := self._next_batch(share):
                 task = asyncio.ensure_future(self._run(batch))
-                self._out.add(task)
+                self._out[task] = len(batch)
                 task.add_done_callback(self._returned)
 
-    def _next_batch(self) -> list[_Waiting]:
+    def _next_batch(self, n_calls: int) -> list[_Waiting]:
         batch: list[_Waiting] = []
         n_rows = 0
-        while self._waiting and (not batch or n_rows + len(self._waiting[0][0]) <= self.max_batch):
-            rows, answers = self._waiting.popleft()
+        while self._waiting and len(batch) < n_calls:
+            rows, answers = self._waiting[0]
+            if batch and n_rows + len(rows) > self.max_batch:
+                break
+            self._waiting.popleft()
             self._n_waiting -= len(rows)
             if not answers.done():  # else the caller has gone
                 batch.append((rows, answers))
@@ -108,12 +122,12 @@ class Lane:
         return batch
 
     def _returned(self, task: "asyncio.Task[None]") -> None:
-        self._out.discard(task)
+        del self._out[task]
         self._pump()
 
     async def _run(self, batch: list[_Waiting]) -> None:
         try:
-            rows = [row for part, _ in batch for row in part]
+            rows = batch[0][0] if len(batch) == 1 else [row for part, _ in batch for row in part]
             answers = await self._send(rows)
             if len(answers) != len(rows):
                 raise RuntimeError(f"the variant answered {len(answers)} of {len(rows)} rows")

@@ -15,7 +15,7 @@ from forge_core.errors import ServiceUnavailable
 from forge_core.models.version import VersionFolder
 from forge_core.statistics.quality import Task
 from forge_core.storage import Storage
-from serve_app.columns import packed
+from serve_app.columns import Table, packed
 from serve_app.lanes import Lane, Send
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def load_live_version(storage: Storage, model: str, version: str) -> LiveVersion
 
     made: list[Any] = []
 
-    async def send(rows: list[Any]) -> Sequence[Any]:
+    async def send(rows: Sequence[Any] | Table) -> Sequence[Any]:
         if not made:  # in the event loop, which the handle belongs to from here on
             # Plain values: the usual serialization looks at each of them in Python.
             made.append(handle.score.options(request_serialization="pickle", response_serialization="pickle"))
@@ -82,7 +82,7 @@ def outliving_replicas(send: Send, tries: int = 3) -> Send:
         From the returned function, when every try met a replica that died.
     """
 
-    async def send_again(rows: list[Any]) -> Sequence[Any]:
+    async def send_again(rows: Sequence[Any] | Table) -> Sequence[Any]:
         for number in range(1, tries + 1):
             try:
                 return await send(rows)

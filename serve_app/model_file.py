@@ -16,6 +16,7 @@ from forge_core.models.compiled import CompiledModel, NativeModel
 from forge_core.models.model_trainer import load_model
 from forge_core.monitoring.metrics import exposition
 from forge_core.statistics.quality import Task
+from serve_app.columns import Row, Table, packed
 from serve_app.lanes import Lane
 from serve_app.live_version import LiveVersion
 from serve_app.router import Switchboard
@@ -62,10 +63,10 @@ def load_model_file(path: str | Path, *, allow_pickle: bool = False) -> LiveVers
         "example": example,
     }
 
-    def score(rows: list[tuple[Any, ...]]) -> list[Any]:
-        return model.score(dict(zip(columns, map(list, zip(*rows, strict=True)), strict=True))).tolist()
+    def score(rows: Sequence[Row] | Table) -> list[Any]:
+        return model.score(dict(zip(columns, packed(rows), strict=True))).tolist()
 
-    async def send(rows: list[Any]) -> Sequence[Any]:
+    async def send(rows: Sequence[Any] | Table) -> Sequence[Any]:
         return await asyncio.to_thread(score, rows)
 
     score([tuple(contract.check_row({}).values())])

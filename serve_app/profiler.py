@@ -1,6 +1,6 @@
 """Turns served predictions into windows (profile and grid counts) and prediction-log parts, off the path.
 
-Rows gather in memory and are written every couple of seconds, each file whole or not at all; who sent them is told
+Rows gather in memory and are written every few seconds, each file whole or not at all; who sent them is told
 only then, so that what a killed profiler takes with it can be counted.
 """
 
@@ -24,7 +24,7 @@ from forge_core.monitoring.shadow_log import SHADOW_COLUMNS, ShadowLog
 from forge_core.monitoring.windows import ReferenceProfile, WindowStore, window_start
 from forge_core.statistics.counts import GridCounts
 from forge_core.storage import Storage
-from serve_app.columns import Packed, n_rows, unpacked
+from serve_app.columns import Packed, n_rows, values_of
 from serve_app.journal import Watch
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class Profiler:
     """
 
     def __init__(
-        self, storage_url: str, *, flush_seconds: float = 2.0, flush_rows: int = 32_768, max_waiting: int = 200_000
+        self, storage_url: str, *, flush_seconds: float = 5.0, flush_rows: int = 32_768, max_waiting: int = 200_000
     ) -> None:
         self.storage = Storage(storage_url)
         self.flush_seconds, self.flush_rows, self.max_waiting = flush_seconds, flush_rows, max_waiting
@@ -176,11 +176,11 @@ class Profiler:
 
 def _frame(parts: Sequence[Packed], names: Sequence[str]) -> pd.DataFrame:
     """Return the rows of several parts as one frame."""
-    columns = zip(*map(unpacked, parts), strict=True)
+    columns = zip(*([values_of(column) for column in part] for part in parts), strict=True)
     return pd.DataFrame({name: _column(pieces) for name, pieces in zip(names, columns, strict=True)})
 
 
-def _column(pieces: Sequence[Sequence[Any]]) -> Any:
+def _column(pieces: Sequence[Any]) -> Any:
     if any(isinstance(piece, np.ndarray) for piece in pieces):  # the others have nothing but missing moments
         return pd.to_datetime(np.concatenate([np.asarray(piece, "datetime64[us]") for piece in pieces]), utc=True)
     return [value for piece in pieces for value in piece]

@@ -11,10 +11,12 @@ from ray import serve
 
 from forge_core import __version__
 from forge_core.data.many_row_checks import Rows
-from forge_core.deployment.routing_table import Row, row_versions
+from forge_core.deployment.routing_table import Row as TableRow
+from forge_core.deployment.routing_table import row_versions
 from forge_core.errors import ModelNotFound, SchemaViolation, ServiceUnavailable
 from forge_core.monitoring.metric_names import PREDICTION_SECONDS, PREDICTIONS, REFUSED, SPLIT_FAULTS
 from forge_core.storage import Storage
+from serve_app.columns import Row, Same, Table
 from serve_app.counting import Counting
 from serve_app.experiment_desk import ExperimentDesk
 from serve_app.journal import Journal, Watch
@@ -56,7 +58,7 @@ class Switchboard:
         self.shadows = Shadows(lambda *rows: self.journal.add(*rows), self.counting)
 
     async def route(
-        self, table: Mapping[str, Row], watch: Mapping[str, Mapping[str, Any] | None] | None = None
+        self, table: Mapping[str, TableRow], watch: Mapping[str, Mapping[str, Any] | None] | None = None
     ) -> None:
         """Load what is new beside what is held, then swap at once.
 
@@ -89,7 +91,7 @@ class Switchboard:
             self.trials = {m: row["candidate"] for m, row in table.items() if row.get("candidate") in held[m]}
         logger.info("routing %s holding %s", self._versions(), {m: sorted(v) for m, v in held.items()})
 
-    async def _hold(self, model: str, row: Row) -> dict[str, LiveVersion]:
+    async def _hold(self, model: str, row: TableRow) -> dict[str, LiveVersion]:
         current = self.held.get(model, {})
         versions: dict[str, LiveVersion] = {}
         for version in row_versions(row):
@@ -194,15 +196,7 @@ class Switchboard:
         if version is None and watch is not None:
             received = datetime.now(UTC)
             facts = (event_time or received, received, live.version, CHAMPION, owner)
-            self.journal.add(
-                live.model,
-                live.version,
-                watch,
-                [
-                    (request_id, *facts, prediction, watched(score), *row)
-                    for request_id, row, score, (prediction, _) in zip(ids, rows, scores, given, strict=True)
-                ],
-            )
+            self.journal.add(live.model, live.version, watch, _entries(ids, facts, given, scores, rows))
         milliseconds = round(elapsed * 1000, 3)
         return [
             {
@@ -273,9 +267,11 @@ class Switchboard:
                 self.journal.add(model, version, watch, entries)
         return replies
 
-    def _checked(self, live: LiveVersion, records: Rows) -> list[tuple[Any, ...]]:
+    def _checked(self, live: LiveVersion, records: Rows) -> list[Row] | Table:
         try:
-            return live.contract.check_rows(records)
+            if len(records) == 1 and not isinstance(records, Mapping):
+                return live.contract.check_rows(records)
+            return Table(live.contract.check_columns(records))
         except SchemaViolation as error:
             self._count_refused(live, error)
             raise
@@ -307,6 +303,24 @@ class Switchboard:
     def health(self) -> dict[str, Any]:
         """Return that we are alive, what is live, and what is on trial."""
         return {"status": "ok", "version": __version__, "models": self._versions(), "candidates": self.trials}
+
+
+def _entries(
+    ids: Sequence[str],
+    facts: Sequence[Any],
+    given: Sequence[tuple[Any, float | None]],
+    scores: Sequence[Any],
+    rows: list[Row] | Table,
+) -> list[Row] | Table:
+    """Return the log's entries of rows that share the facts, held as the rows are."""
+    predictions = [prediction for prediction, _ in given]
+    outputs = [watched(score) for score in scores]
+    if isinstance(rows, Table):
+        return Table([ids, *(Same(fact, len(ids)) for fact in facts), predictions, outputs, *rows.columns])
+    return [
+        (request_id, *facts, prediction, output, *row)
+        for request_id, prediction, output, row in zip(ids, predictions, outputs, rows, strict=True)
+    ]
 
 
 def _length(records: Rows) -> int:

@@ -5,7 +5,7 @@ import asyncio
 from forge_core.deployment.mirror import mirrored_version
 from forge_core.models.crossover import fastest_form, serving_threads
 from forge_core.storage import Storage
-from serve_app.columns import Packed, n_rows, packed, unpacked
+from serve_app.columns import Packed, n_rows, packed
 
 
 class Variant:
@@ -35,4 +35,4 @@ class Variant:
         return await asyncio.to_thread(self._score, columns)
 
     def _score(self, columns: Packed) -> list[float]:
-        return self.model.score(dict(zip(self.columns, unpacked(columns), strict=True))).tolist()
+        return self.model.score(dict(zip(self.columns, columns, strict=True))).tolist()

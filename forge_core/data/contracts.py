@@ -5,7 +5,7 @@ contract's types. `Contract.check_row` takes one request's features (serving).
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,7 +18,7 @@ import yaml
 from forge_core.data.checking import DTYPES, Checker
 from forge_core.data.coercion import Kind, kind_of_dtype
 from forge_core.data.kinds import tally_kinds
-from forge_core.data.many_row_checks import Rows, check_many
+from forge_core.data.many_row_checks import Rows, check_columns, check_many
 from forge_core.data.quarantine import BadRowBudget, CheckedRows
 from forge_core.data.row_checks import FieldRule, check_fields, describe_check, field_rule
 from forge_core.errors import ConfigurationError, EmptyData, SchemaViolation
@@ -119,6 +119,10 @@ class Contract:
             With the faults of all rows in `context["faults"]`.
         """
         return check_many(self._feature_rules, records)
+
+    def check_columns(self, records: Rows) -> list[Sequence[Any]]:
+        """Return what `check_rows` does, column by column."""
+        return check_columns(self._feature_rules, records)
 
     def check(self, frame: pd.DataFrame, max_bad_share: float) -> CheckedRows:
         """Return the good rows, typed, and every fault of the others.

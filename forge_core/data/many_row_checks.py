@@ -32,8 +32,16 @@ def check_many(rules: Sequence[FieldRule], given: Rows) -> list[tuple[Any, ...]]
         With every fault of every row in `context["faults"]` (the first hundred): {"row", "field", "reason"}.
     """
     columns = _typed_columns(rules, given) if len(given) > 1 or isinstance(given, Mapping) else None
-    if columns is not None:
-        return list(zip(*columns, strict=True))
+    return _check_each(rules, given) if columns is None else list(zip(*columns, strict=True))
+
+
+def check_columns(rules: Sequence[FieldRule], given: Rows) -> list[Sequence[Any]]:
+    """Return what `check_many` does, a column a rule."""
+    columns = _typed_columns(rules, given)
+    return list(zip(*_check_each(rules, given), strict=True)) if columns is None else [*columns]
+
+
+def _check_each(rules: Sequence[FieldRule], given: Rows) -> list[tuple[Any, ...]]:
     records = as_records(given) if isinstance(given, Mapping) else given
     rows: list[tuple[Any, ...]] = []
     faults: list[dict[str, Any]] = []

@@ -93,6 +93,7 @@ def test_columns_are_judged_like_their_rows(rows: list[dict[str, Any]]) -> None:
     good, faults = one_by_one([dict(zip(names, values, strict=True)) for values in zip(*columns.values(), strict=True)])
     if not faults:
         assert repr(CONTRACT.check_rows(columns)) == repr(good)
+        assert repr(list(zip(*CONTRACT.check_columns(columns), strict=True))) == repr(good)
     else:
         with pytest.raises(SchemaViolation):
             CONTRACT.check_rows(columns)

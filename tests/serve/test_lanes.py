@@ -46,10 +46,57 @@ def test_rows_gather_while_the_variant_is_busy_and_leave_at_once_when_it_is_not(
 
     async def main() -> None:
         lane = Lane(send, in_flight=1)
-        await asyncio.gather(*(lane.ask([i]) for i in range(50)))
+        first = asyncio.ensure_future(lane.ask([0]))
+        await asyncio.sleep(0.005)
+        assert sizes == [1]
+        await asyncio.gather(first, *(lane.ask([i]) for i in range(49)))
 
     asyncio.run(main())
     assert sizes == [1, 49]
+
+
+def test_calls_that_arrive_together_are_shared_out_over_the_batches_that_may_be_out() -> None:
+    sizes = []
+
+    async def send(rows: list[Any]) -> list[Any]:
+        sizes.append(len(rows))
+        await asyncio.sleep(0.02)
+        return rows
+
+    async def main() -> None:
+        lane = Lane(send, in_flight=2)
+        await asyncio.gather(*(lane.ask([i]) for i in range(64)))
+
+    asyncio.run(main())
+    assert sizes == [32, 32]
+
+
+def test_a_batch_follows_another_once_it_is_as_large_and_goes_at_the_latest_when_that_returns() -> None:
+    sizes = []
+
+    async def send(rows: list[Any]) -> list[Any]:
+        sizes.append(len(rows))
+        await asyncio.sleep(0.05)
+        return rows
+
+    async def main() -> None:
+        lane = Lane(send, in_flight=3)
+        calls = [asyncio.ensure_future(lane.ask([i])) for i in range(12)]
+        await asyncio.sleep(0.01)
+        assert sizes == [4, 4, 4]
+        await asyncio.gather(*calls)
+        calls = [asyncio.ensure_future(lane.ask([i])) for i in range(1)]
+        await asyncio.sleep(0.01)
+        calls += [asyncio.ensure_future(lane.ask(["a", "b", "c"]))]  # a call counts as one, however many rows it has
+        await asyncio.sleep(0.01)
+        assert sizes[3:] == [1, 3]
+        calls += [asyncio.ensure_future(lane.ask([i])) for i in range(8)]
+        await asyncio.sleep(0.01)
+        assert sizes[5:] == [4]  # its share of ten calls; four are left, and wait
+        await asyncio.gather(*calls)
+        assert sum(sizes[6:]) == 4
+
+    asyncio.run(main())
 
 
 def test_a_failed_batch_fails_its_own_callers_only() -> None:
@@ -74,7 +121,9 @@ def test_too_many_waiting_rows_are_turned_away_not_hung() -> None:
 
     async def main() -> None:
         lane = Lane(send, max_batch=1, in_flight=1, max_waiting=3)
-        waiting = [asyncio.ensure_future(lane.ask([i])) for i in range(4)]
+        waiting = [asyncio.ensure_future(lane.ask([0]))]
+        await asyncio.sleep(0.01)
+        waiting += [asyncio.ensure_future(lane.ask([i])) for i in range(3)]
         await asyncio.sleep(0)
         with pytest.raises(ServiceUnavailable, match="retry"):
             await lane.ask([1, 2])

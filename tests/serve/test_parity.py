@@ -90,7 +90,7 @@ def test_only_rows_of_the_live_path_are_journalled() -> None:
         await board.route({"m": {"champion": "1", "candidate": "2"}})
         for version in (None, "1", "2"):
             await board.predict("m", [ROW, ROW], version=version)
-        assert board.journal.waiting == 2 and list(board.journal.rows) == [("m", "1", Watch(24.0))]
+        assert board.journal.waiting == 2 and [key for key, _ in board.journal.tables] == [("m", "1", Watch(24.0))]
 
     asyncio.run(play())
 
