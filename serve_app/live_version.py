@@ -96,12 +96,18 @@ def outliving_replicas(send: Send, tries: int = 3) -> Send:
 
 def answer(live: LiveVersion, score: Score) -> tuple[Any, float | None]:
     """Return (prediction, probability of the predicted class, or None for regression)."""
-    if isinstance(score, list):
-        most = max(range(len(score)), key=score.__getitem__)
-        return live.classes[most], score[most]
+    return answers(live, [score])[0]
+
+
+def answers(live: LiveVersion, scores: Sequence[Any]) -> list[tuple[Any, float | None]]:
+    """Return what `answer` says to each score."""
+    if scores and isinstance(scores[0], list):
+        most = [max(range(len(score)), key=score.__getitem__) for score in scores]
+        return [(live.classes[place], score[place]) for place, score in zip(most, scores, strict=True)]
     if live.task == "regression":
-        return score, None
-    return (live.classes[1], score) if score >= 0.5 else (live.classes[0], 1.0 - score)
+        return [(score, None) for score in scores]
+    no, yes = live.classes
+    return [(yes, score) if score >= 0.5 else (no, 1.0 - score) for score in scores]
 
 
 def watched(score: Score) -> float:

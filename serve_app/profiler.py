@@ -181,6 +181,9 @@ def _frame(parts: Sequence[Packed], names: Sequence[str]) -> pd.DataFrame:
 
 
 def _column(pieces: Sequence[Any]) -> Any:
-    if any(isinstance(piece, np.ndarray) for piece in pieces):  # the others have nothing but missing moments
-        return pd.to_datetime(np.concatenate([np.asarray(piece, "datetime64[us]") for piece in pieces]), utc=True)
-    return [value for piece in pieces for value in piece]
+    array = next((piece for piece in pieces if isinstance(piece, np.ndarray)), None)
+    if array is None:
+        return [value for piece in pieces for value in piece]
+    # Where some are moments, the others are too, or nothing but missing ones.
+    values = np.concatenate([np.asarray(piece, array.dtype) for piece in pieces])
+    return pd.to_datetime(values, utc=True) if array.dtype.kind == "M" else values

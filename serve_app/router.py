@@ -20,7 +20,7 @@ from serve_app.columns import Row, Same, Table
 from serve_app.counting import Counting
 from serve_app.experiment_desk import ExperimentDesk
 from serve_app.journal import Journal, Watch
-from serve_app.live_version import LiveVersion, answer, load_live_version, watched
+from serve_app.live_version import LiveVersion, answer, answers, load_live_version, watched
 from serve_app.request_ids import new_ids
 from serve_app.shadowing import Shadows
 from serve_app.splitting import CHAMPION, LiveSplit
@@ -183,7 +183,7 @@ class Switchboard:
         ids = request_ids if request_ids is not None else new_ids(len(rows))
         scores = await live.lane.ask(rows)
         elapsed = time.perf_counter() - started
-        given = [answer(live, score) for score in scores]
+        given = answers(live, scores)
         variant = CHAMPION if version is None else "asked"
         labels = (live.model, live.version, variant)
         self.counting.count(PREDICTIONS, labels, len(rows))
@@ -271,7 +271,7 @@ class Switchboard:
         try:
             if len(records) == 1 and not isinstance(records, Mapping):
                 return live.contract.check_rows(records)
-            return Table(live.contract.check_columns(records))
+            return Table.of(live.contract.check_columns(records))
         except SchemaViolation as error:
             self._count_refused(live, error)
             raise
@@ -314,9 +314,9 @@ def _entries(
 ) -> list[Row] | Table:
     """Return the log's entries of rows that share the facts, held as the rows are."""
     predictions = [prediction for prediction, _ in given]
-    outputs = [watched(score) for score in scores]
+    outputs = list(map(watched, scores)) if isinstance(scores[0], list) else scores
     if isinstance(rows, Table):
-        return Table([ids, *(Same(fact, len(ids)) for fact in facts), predictions, outputs, *rows.columns])
+        return Table.of([ids, *(Same(fact, len(ids)) for fact in facts), predictions, outputs, *rows.columns])
     return [
         (request_id, *facts, prediction, output, *row)
         for request_id, prediction, output, row in zip(ids, predictions, outputs, rows, strict=True)

@@ -5,7 +5,7 @@ contract's types. `Contract.check_row` takes one request's features (serving).
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -120,8 +120,8 @@ class Contract:
         """
         return check_many(self._feature_rules, records)
 
-    def check_columns(self, records: Rows) -> list[Sequence[Any]]:
-        """Return what `check_rows` does, column by column."""
+    def check_columns(self, records: Rows) -> list[Any]:
+        """Return what `check_rows` does, column by column; that of a number may be an array of float64."""
         return check_columns(self._feature_rules, records)
 
     def check(self, frame: pd.DataFrame, max_bad_share: float) -> CheckedRows:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from forge_core.data.row_checks import FieldRule, check_fields
 from forge_core.errors import SchemaViolation
@@ -32,13 +33,15 @@ def check_many(rules: Sequence[FieldRule], given: Rows) -> list[tuple[Any, ...]]
         With every fault of every row in `context["faults"]` (the first hundred): {"row", "field", "reason"}.
     """
     columns = _typed_columns(rules, given) if len(given) > 1 or isinstance(given, Mapping) else None
-    return _check_each(rules, given) if columns is None else list(zip(*columns, strict=True))
+    if columns is None:
+        return _check_each(rules, given)
+    return list(zip(*(c.tolist() if isinstance(c, np.ndarray) else c for c in columns), strict=True))
 
 
-def check_columns(rules: Sequence[FieldRule], given: Rows) -> list[Sequence[Any]]:
-    """Return what `check_many` does, a column a rule."""
+def check_columns(rules: Sequence[FieldRule], given: Rows) -> list[Any]:
+    """Return what `check_many` does, a sequence a rule; that of a number may be an array of float64."""
     columns = _typed_columns(rules, given)
-    return list(zip(*_check_each(rules, given), strict=True)) if columns is None else [*columns]
+    return list(zip(*_check_each(rules, given), strict=True)) if columns is None else columns
 
 
 def _check_each(rules: Sequence[FieldRule], given: Rows) -> list[tuple[Any, ...]]:
@@ -63,7 +66,7 @@ def as_records(columns: Columns) -> Records:
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
-def _typed_columns(rules: Sequence[FieldRule], given: Rows) -> list[list[Any]] | None:
+def _typed_columns(rules: Sequence[FieldRule], given: Rows) -> list[Any] | None:
     """Return the columns where surely every cell keeps its rule, else None."""
     if isinstance(given, Mapping):
         absent = [None] * len(next(iter(given.values()), []))
@@ -78,7 +81,7 @@ def _typed_columns(rules: Sequence[FieldRule], given: Rows) -> list[list[Any]] |
         )
         if known != sum(map(len, given)):
             return None
-    typed: list[list[Any]] = []
+    typed: list[Any] = []
     for rule, values in zip(rules, found, strict=True):
         column = _typed(rule, values)
         if column is None:
@@ -87,7 +90,7 @@ def _typed_columns(rules: Sequence[FieldRule], given: Rows) -> list[list[Any]] |
     return typed
 
 
-def _typed(rule: FieldRule, values: list[Any]) -> list[Any] | None:
+def _typed(rule: FieldRule, values: list[Any]) -> Any:
     found = set(map(type, values))
     if _MISSING in found and not rule.nullable:
         return None
@@ -106,7 +109,7 @@ def _typed(rule: FieldRule, values: list[Any]) -> list[Any] | None:
     return typed if (rule.allowed is None or levels <= rule.allowed) and not levels & rule.forbidden else None
 
 
-def _numbers(rule: FieldRule, values: list[Any], found: set[type]) -> list[Any] | None:
+def _numbers(rule: FieldRule, values: list[Any], found: set[type]) -> list[Any] | NDArray[np.float64] | None:
     whole = rule.kind == "integer"
     if not found <= (_WHOLE if whole else _NUMBER):
         return None
@@ -120,7 +123,7 @@ def _numbers(rule: FieldRule, values: list[Any], found: set[type]) -> list[Any] 
     if len(present) and not rule.low <= present.min() <= present.max() <= rule.high:
         return None
     if not whole:
-        return numbers.tolist()
+        return numbers
     return [math.nan if v is None else v for v in values] if _MISSING in found else values
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from forge_core.data.contracts import Contract
 from forge_core.errors import SchemaViolation
+from serve_app.columns import Table
 
 CONTRACT = Contract(
     pa.DataFrameSchema(
@@ -93,7 +94,7 @@ def test_columns_are_judged_like_their_rows(rows: list[dict[str, Any]]) -> None:
     good, faults = one_by_one([dict(zip(names, values, strict=True)) for values in zip(*columns.values(), strict=True)])
     if not faults:
         assert repr(CONTRACT.check_rows(columns)) == repr(good)
-        assert repr(list(zip(*CONTRACT.check_columns(columns), strict=True))) == repr(good)
+        assert repr(list(Table.of(CONTRACT.check_columns(columns)))) == repr(good)
     else:
         with pytest.raises(SchemaViolation):
             CONTRACT.check_rows(columns)
