@@ -56,31 +56,31 @@ class _Ours:
     """What one round of ours gave."""
 
     def __init__(self) -> None:
-        self.watched: Loads = {}
+        self.levels: Loads = {}
+        self.watched: list[Load] = []
         self.unwatched: list[Load] = []
         self.batches: dict[str, Load] = {}
 
 
 def _measure_ours(ours: Ours, served: dict[str, Served], folder: Path, *, turned: bool) -> _Ours:
-    """Measure with everything on and with profile and log off, the second time in the opposite order."""
+    """Measure with everything on and with profile and log off, in turns; the second time in the opposite order."""
     found = _Ours()
-    for watching in (False, True) if turned else (True, False):
-        if not (watching and not turned):  # the stack comes up watching
+    for number, watching in enumerate((False, True, True, False) if turned else (True, False, False, True)):
+        if not (number == 0 and watching):  # the stack comes up watching
             ours.watch(watching)
         for model in MODELS:
             check("ours", partial(ours.ask, model), served[model].records, served[model].onnx_answers, batches=True)
-        if watching:
-            bodies = write_bodies(folder / "ours", [one_row([r]) for r in served["forest"].records])
-            found.watched = _levels("ours", ours.url, "/predict", bodies, LEVELS, ours.key)
+        bodies = write_bodies(folder / "ours", [one_row([r]) for r in served["forest"].records])
+        first = watching and not found.levels
+        name = "ours" if watching else "ours, not watching"
+        levels = _levels(name, ours.url, "/predict", bodies, LEVELS if first else LEVELS[:1], ours.key)
+        (found.watched if watching else found.unwatched).append(levels[LEVELS[0]])
+        if first:
+            found.levels = levels
             for model in MODELS:
                 body = write_bodies(folder / "ours-batch", _batches(served[model], columns))
                 path = f"/models/{model}/predict/batch"
                 found.batches[model] = _batch(f"ours, {model}", ours.url, path, body, ours.key)
-        else:
-            bodies = write_bodies(folder / "ours", [one_row([r]) for r in served["forest"].records])
-            found.unwatched.append(
-                _levels("ours, not watching", ours.url, "/predict", bodies, LEVELS[:1], ours.key)[LEVELS[0]]
-            )
     return found
 
 
@@ -138,7 +138,8 @@ def _batch(name: str, url: str, path: str, bodies: Path, key: str | None = None)
 def _report(rounds: Sequence[_Ours], peers: dict[str, Loads], batches: dict[str, Load]) -> bool:
     report = Report("serving")
     most = LEVELS[0]
-    ours = {level: mean([found.watched[level] for found in rounds]) for level in LEVELS}
+    ours = {level: mean([found.levels[level] for found in rounds]) for level in LEVELS[1:]}
+    ours[most] = mean([load for found in rounds for load in found.watched])
     unwatched = mean([load for found in rounds for load in found.unwatched])
     for name, loads in {"ours": ours, "ours, not watching": {most: unwatched}, **peers}.items():
         report.add(f"{name}: requests/s", loads[most].per_second)
@@ -161,7 +162,7 @@ def _report(rounds: Sequence[_Ours], peers: dict[str, Loads], batches: dict[str,
         report.add(
             f"{model}, batches of {_BATCH}: rows/s, ours / MLflow", rate / batches[model].per_second, at_least=at_least
         )
-    failed = [load.errors for found in rounds for load in (*found.watched.values(), *found.unwatched)]
+    failed = [load.errors for found in rounds for load in (*found.levels.values(), *found.watched, *found.unwatched)]
     failed += [load.errors for found in rounds for load in found.batches.values()]
     report.add("requests of ours that failed", sum(failed), at_most=0)
     others = [load.errors for loads in peers.values() for load in loads.values()]
