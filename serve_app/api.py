@@ -147,17 +147,18 @@ class _Routes:
     async def predict_batch(self, request: Request) -> Response:
         """Answer many rows."""
         caller = self.admit(request, "predict")
-        rows, n_rows, ids, users = many_rows(await read_json(request, self.limits), self.limits)
-        self.door.spend(caller, n_rows)
+        asked = many_rows(await read_json(request, self.limits), self.limits)
+        self.door.spend(caller, asked.n_rows)
         user = header(request, b"x-forge-user")
-        replies = await self.board.predict(
+        predict = self.board.predict_columns if asked.by_column else self.board.predict
+        replies = await predict(
             _model(request),
-            rows,
-            ids,
+            asked.rows,
+            asked.request_ids,
             self.moment(request),
             _version(request),
             caller.owner,
-            [user] * n_rows if user else users,
+            [user] * asked.n_rows if user else asked.users,
         )
         return json_reply({"predictions": replies})
 

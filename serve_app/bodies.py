@@ -101,7 +101,9 @@ def parse_json(body: bytes) -> Any:
         data = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise NotJson(f"expected JSON (RFC 8259) in UTF-8: {str(error)[:200]}") from None
-    if len(_KEY_END.findall(body)) != _count_keys(data):
+    ends = len(_KEY_END.findall(body))
+    # Where the objects outside of lists have them all, nobody needs to look into the lists.
+    if ends != _count_keys(data, lists=False) and ends != _count_keys(data, lists=True):
         _refuse_duplicates(body)
     return data
 
@@ -128,18 +130,19 @@ def one_row(data: Any) -> tuple[dict[str, Any], str | None]:
 
 
 class ManyRows(NamedTuple):
-    """What a request of many rows holds; ids and users are one a row, or None."""
+    """What a request of many rows holds; ids and users are one a row, or None. The reply may be asked by column."""
 
     rows: Rows
     n_rows: int
     request_ids: list[str] | None
     users: list[str] | None
+    by_column: bool
 
 
 def many_rows(data: Any, limits: Limits) -> ManyRows:
     """Return what stands in `{"records": [{…}], …}` or `{"columns": {name: […]}, …}`."""
     form = "columns" if isinstance(data, dict) and "columns" in data else "records"
-    _object_with(data, {form}, {form, "request_ids", "users"})
+    _object_with(data, {form}, {form, "request_ids", "users", "reply"})
     rows = data[form]
     n_rows = (_length_of_columns if form == "columns" else _length_of_records)(rows)
     if n_rows == 0:
@@ -149,7 +152,13 @@ def many_rows(data: Any, limits: Limits) -> ManyRows:
     ids = _one_a_row(data, "request_ids", n_rows)
     if ids is not None and len(set(ids)) != len(ids):
         raise not_the_form("request_ids", "expected each request id once")
-    return ManyRows(rows, n_rows, ids, _one_a_row(data, "users", n_rows))
+    return ManyRows(rows, n_rows, ids, _one_a_row(data, "users", n_rows), _by_column(data.get("reply")))
+
+
+def _by_column(reply: Any) -> bool:
+    if reply not in (None, "records", "columns"):
+        raise not_the_form("reply", "expected `records` or `columns`")
+    return reply == "columns"
 
 
 def _one_a_row(data: Mapping[str, Any], field: str, n_rows: int) -> list[str] | None:
@@ -223,11 +232,12 @@ def _too_large(limits: Limits) -> BodyTooLarge:
     return BodyTooLarge(f"expected a body of at most {limits.body_bytes} bytes; send several requests")
 
 
-def _count_keys(data: Any) -> int:
+def _count_keys(data: Any, *, lists: bool) -> int:
     if type(data) is dict:
-        return len(data) + sum(_count_keys(v) for v in data.values() if type(v) is dict or type(v) is list)
-    if type(data) is list and not {dict, list}.isdisjoint(set(map(type, data))):
-        return sum(_count_keys(v) for v in data if type(v) is dict or type(v) is list)
+        nested = [v for v in data.values() if type(v) is dict or (lists and type(v) is list)]
+        return len(data) + sum(_count_keys(v, lists=lists) for v in nested)
+    if lists and type(data) is list and not {dict, list}.isdisjoint(set(map(type, data))):
+        return sum(_count_keys(v, lists=lists) for v in data if type(v) is dict or type(v) is list)
     return 0
 
 

@@ -23,6 +23,7 @@ from serve_app.schemas import (
     batch_schema,
     columns_schema,
     prediction_schema,
+    predictions_schema,
     record_schema,
 )
 
@@ -107,7 +108,7 @@ def _model_paths(prefix: str, live: LiveVersion | None, tag: str) -> dict[str, A
         ),
         f"{prefix}/predict/batch": post(
             "predict_batch", "Many rows", ref(f"{name}Batch"),
-            an_object({"predictions": {"type": "array", "items": prediction}}),
+            predictions_schema(prediction, live),
             {"records": [example]} if live else None, [USER, VERSION, EVENT_TIME],
         ),
         f"{prefix}/feedback": post(

@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from ray import serve
 
@@ -174,6 +174,35 @@ class Switchboard:
         SchemaViolation
             Names every faulty field, and in a batch its row.
         """
+        replies = await self._answered(model, records, request_ids, event_time, version, owner, users)
+        return replies if isinstance(replies, list) else replies.records()
+
+    async def predict_columns(
+        self,
+        model: str | None,
+        records: Rows,
+        request_ids: Sequence[str] | None = None,
+        event_time: datetime | None = None,
+        version: str | None = None,
+        owner: str = "",
+        users: Sequence[str] | None = None,
+    ) -> dict[str, Sequence[Any]]:
+        """Return what `predict` does, one list a field."""
+        replies = await self._answered(model, records, request_ids, event_time, version, owner, users)
+        if not isinstance(replies, list):
+            return replies.columns()
+        return {field: [reply[field] for reply in replies] for field in replies[0]}
+
+    async def _answered(
+        self,
+        model: str | None,
+        records: Rows,
+        request_ids: Sequence[str] | None,
+        event_time: datetime | None,
+        version: str | None,
+        owner: str,
+        users: Sequence[str] | None,
+    ) -> "_Answers | list[dict[str, Any]]":
         started = time.perf_counter()
         live = self.version_of(model, version)
         split = self.splits.get(live.model) if version is None else None
@@ -197,19 +226,7 @@ class Switchboard:
             received = datetime.now(UTC)
             facts = (event_time or received, received, live.version, CHAMPION, owner)
             self.journal.add(live.model, live.version, watch, _entries(ids, facts, given, scores, rows))
-        milliseconds = round(elapsed * 1000, 3)
-        return [
-            {
-                "prediction": prediction,
-                "prediction_probability": probability,
-                "model_version": live.version,
-                "processing_time_ms": milliseconds,
-                "model": live.model,
-                "request_id": request_id,
-                "variant": variant,
-            }
-            for request_id, (prediction, probability) in zip(ids, given, strict=True)
-        ]
+        return _Answers(live, variant, round(elapsed * 1000, 3), ids, given)
 
     async def _predict_split(
         self,
@@ -303,6 +320,46 @@ class Switchboard:
     def health(self) -> dict[str, Any]:
         """Return that we are alive, what is live, and what is on trial."""
         return {"status": "ok", "version": __version__, "models": self._versions(), "candidates": self.trials}
+
+
+class _Answers(NamedTuple):
+    """What one version answered to the rows of one call."""
+
+    live: LiveVersion
+    variant: str
+    milliseconds: float
+    ids: Sequence[str]
+    given: Sequence[tuple[Any, float | None]]
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return a reply a row."""
+        live, variant, milliseconds, ids, given = self
+        return [
+            {
+                "prediction": prediction,
+                "prediction_probability": probability,
+                "model_version": live.version,
+                "processing_time_ms": milliseconds,
+                "model": live.model,
+                "request_id": request_id,
+                "variant": variant,
+            }
+            for request_id, (prediction, probability) in zip(ids, given, strict=True)
+        ]
+
+    def columns(self) -> dict[str, Sequence[Any]]:
+        """Return the same, one list a field."""
+        n = len(self.ids)
+        predictions, probabilities = zip(*self.given, strict=True)
+        return {
+            "prediction": predictions,
+            "prediction_probability": probabilities,
+            "model_version": [self.live.version] * n,
+            "processing_time_ms": [self.milliseconds] * n,
+            "model": [self.live.model] * n,
+            "request_id": self.ids,
+            "variant": [self.variant] * n,
+        }
 
 
 def _entries(

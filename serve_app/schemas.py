@@ -52,13 +52,11 @@ def batch_schema(record: Schema, columns: Schema) -> Schema:
     """Return the schema of a request of many rows, given one row's and the columns' schema."""
     ids: Schema = {"type": ["array", "null"], "items": REQUEST_ID, "uniqueItems": True, "description": "One a row."}
     users: Schema = {"type": ["array", "null"], "items": REQUEST_ID, "description": "Whose each row is; one a row."}
+    reply: Schema = {"enum": ["records", "columns", None], "description": "Predictions as objects, or a list a field."}
     records = {**_rows_list(), "items": record}
     forms = (("records", records), ("columns", columns))
-    return {
-        "oneOf": [
-            an_object({n: s, "request_ids": ids, "users": users}, [n], additionalProperties=False) for n, s in forms
-        ],
-    }
+    more = {"request_ids": ids, "users": users, "reply": reply}
+    return {"oneOf": [an_object({n: s, **more}, [n], additionalProperties=False) for n, s in forms]}
 
 
 _ALWAYS = (
@@ -89,6 +87,14 @@ def prediction_schema(live: LiveVersion | None) -> Schema:
         },
         [*_ALWAYS, "variant"],
     )
+
+
+def predictions_schema(prediction: Schema, live: LiveVersion | None) -> Schema:
+    """Return the schema of many rows' answers: objects as referred to, or one list a field."""
+    told = prediction_schema(live)
+    lists = {name: {"type": "array", "items": field} for name, field in told["properties"].items()}
+    forms = [{"type": "array", "items": prediction}, an_object(lists, told["required"])]
+    return an_object({"predictions": {"oneOf": forms}})
 
 
 def problem_schema() -> Schema:

@@ -61,9 +61,10 @@ class Ours:
         )
         if not answer.is_success:
             raise RuntimeError(f"our server answered {answer.status_code}: {answer.text[:500]}")
-        replies = answer.json()["predictions"] if len(records) > 1 else [answer.json()]
-        shares = np.array([reply["prediction_probability"] for reply in replies])
-        return np.where([reply["prediction"] == 1 for reply in replies], shares, 1 - shares)
+        told = answer.json()
+        replies = told["predictions"] if len(records) > 1 else {name: [value] for name, value in told.items()}
+        shares = np.array(replies["prediction_probability"])
+        return np.where(np.array(replies["prediction"]) == 1, shares, 1 - shares)
 
     def watch(self, on: bool) -> None:
         """Switch profile and prediction log."""
@@ -100,7 +101,7 @@ def one_row(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def columns(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the body of /predict/batch."""
-    return {"columns": {name: [record[name] for record in records] for name in records[0]}}
+    return {"columns": {name: [record[name] for record in records] for name in records[0]}, "reply": "columns"}
 
 
 def _without_watching(configuration: dict[str, Any]) -> None:

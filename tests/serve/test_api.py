@@ -82,6 +82,8 @@ def test_a_body_that_cannot_be_served_gets_a_problem_document(url: str, body: An
         ({"records": [{"x": 1, "town": "a"}], "request_ids": [1]}, 422, "a list of texts"),
         ({"records": [{"x": 1, "town": "a"}] * 1001}, 413, "at most 1000 rows"),
         ({"records": [{"x": 1}], "columns": {}}, 422, "records: is not known here"),
+        ({"records": [{"x": 1, "town": "a"}], "reply": "rows"}, 422, "reply: expected `records` or `columns`"),
+        ({"records": [{"x": 1, "town": "a"}], "reply": ["columns"]}, 422, "reply: expected `records` or `columns`"),
     ],
 )
 def test_a_batch_that_cannot_be_served_gets_a_problem_document(url: str, body: Any, status: int, told: str) -> None:
@@ -99,6 +101,27 @@ def test_records_and_columns_get_the_same_answers_in_order(url: str) -> None:
     ]
     kept = [[(r["request_id"], r["prediction"], r["prediction_probability"]) for r in each] for each in replies]
     assert kept[0] == kept[1] and [k[0] for k in kept[0]] == ids and len(kept[0]) == 900
+
+
+def test_a_reply_by_columns_says_what_one_by_records_says(url: str) -> None:
+    records = [{"x": i / 3, "town": "Oslo"} for i in range(40)]
+    ids = [f"id{i}" for i in range(40)]
+    by_row, by_column = (
+        post(url, "/predict/batch", json.dumps({"records": records, "request_ids": ids, "reply": reply})).json()
+        for reply in ("records", "columns")
+    )
+    told = by_column["predictions"]
+    assert list(told) == list(by_row["predictions"][0]) and told["request_id"] == ids
+    rows = [dict(zip(told, values, strict=True)) for values in zip(*told.values(), strict=True)]
+    times = [row.pop("processing_time_ms") for row in [*rows, *by_row["predictions"]]]
+    assert rows == by_row["predictions"] and all(t > 0 for t in times)
+
+
+def test_a_key_twice_in_one_of_many_records_is_refused(url: str) -> None:
+    answer = post(url, "/predict/batch", '{"records": [{"x": 1, "town": "a"}, {"x": 1, "x": 2, "town": "a"}]}')
+    assert answer.status_code == 400 and "found 'x' twice" in answer.json()["detail"]
+    text = post(url, "/predict/batch", json.dumps({"records": [{"x": 1, "town": 'a": '}]}))
+    assert text.status_code == 200  # what looks like a key within a text is none
 
 
 @pytest.mark.parametrize(

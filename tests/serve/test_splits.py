@@ -123,6 +123,9 @@ def test_a_batch_over_both_variants_keeps_its_order_and_each_reply_names_who_ans
             }
             assert {r["propensity"] for r in found} == {0.5} and {r["fault"] for r in found} == {""}
             assert all(r["latency_ms"] > 0 and r["split"] == "rollout:2" for r in found)
+            asked = {**rows, "users": users, "request_ids": ids, "reply": "columns"}
+            by_column = client.post("/predict/batch", json=asked).json()["predictions"]
+            assert set(by_column) == set(replies[0]) and by_column["variant"] == [r["variant"] for r in replies]
         with_header = client.post(
             "/predict/batch", json={"records": records[:5], "users": users[:5]}, headers={"X-Forge-User": "user3"}
         )
