@@ -109,7 +109,8 @@ def switched_scaling(ground: Ground) -> Report:
 
     It replaces every replica, one after the other, so there are two of each before.
     """
-    ground.scale(router={"num_replicas": 2}, serving={"replicas": 2})
+    if len(_running(ground)["router"]) < 2:
+        ground.scale(router={"num_replicas": 2}, serving={"replicas": 2})
     _await_replicas(ground, {"variant": 2, "router": 2, "profiler": 1})
     delays = {"upscale_delay_s": 2, "downscale_delay_s": 5}
     router = {"min_replicas": 1, "max_replicas": 3, "target_ongoing_requests": 16, **delays, "look_back_period_s": 5}
