@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from pydantic import AliasChoices, BaseModel
 
 import forge_core
@@ -47,6 +49,14 @@ def test_env_example_and_settings_say_the_same() -> None:
         default = str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
         assert given[variable(name)] == default
         assert field.description
+
+
+def test_every_package_that_is_asked_for_is_locked_at_a_version_that_fits() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = [Requirement(r) for r in [*project["dependencies"], *project["optional-dependencies"]["dev"]]]
+    pins = [line.partition("  #")[0].partition("==") for line in (ROOT / "requirements.lock").read_text().splitlines()]
+    locked = {canonicalize_name(name): found for name, sign, found in pins if sign}
+    assert {r.name for r in asked if not r.specifier.contains(locked.get(canonicalize_name(r.name), "0"))} == set()
 
 
 def test_no_file_speaks_of_a_setting_that_does_not_exist() -> None:
