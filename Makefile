@@ -84,7 +84,7 @@ programs:  ## Install the Debian programs that some tests use (apt, with sudo)
 
 coverage: setup  ## What `make test COVERAGE=1` measured, as build/ci/coverage.xml
 	@$(BIN)/python -m coverage combine --quiet --keep 2>/dev/null; mkdir -p build/ci
-	@$(BIN)/python -m coverage xml -o build/ci/coverage.xml && $(BIN)/python -m coverage report --skip-covered | tail -1
+	@$(BIN)/python -m coverage xml -o build/ci/coverage.xml && $(BIN)/python -m coverage report | grep TOTAL
 
 validate-model: setup  ## Train on the sample and hold it against the baseline; BROKEN=1 shows it refuse
 	@$(BIN)/python -m infra.ci.validate_model $(if $(BROKEN),--broken)
