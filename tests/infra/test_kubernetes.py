@@ -347,6 +347,8 @@ def test_a_training_without_a_storage_ends_at_once_and_says_so() -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.long
+@pytest.mark.timeout(600)
 def test_the_training_that_the_manifest_names_runs_as_it_stands(tmp_path: Path) -> None:
     told = run_training({"FORGE_STORAGE_URL": str(tmp_path / "storage"), "FORGE_HOME": str(tmp_path)})
     assert told.returncode == 0, told.stderr[-3000:]
@@ -363,5 +365,5 @@ def run_training(variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
     environment = {**inherited, "PATH": path, **variables}
     command = ["sh", "-c", job["spec"]["entrypoint"]]
     return subprocess.run(
-        command, cwd=FOLDER.parents[1], env=environment, capture_output=True, text=True, timeout=250, check=False
+        command, cwd=FOLDER.parents[1], env=environment, capture_output=True, text=True, timeout=550, check=False
     )
