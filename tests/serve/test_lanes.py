@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from ray.exceptions import ActorUnavailableError
 
 from forge_core.errors import ServiceUnavailable
-from serve_app.lanes import Lane
+from serve_app.lanes import Lane, Send
 from serve_app.live_version import outliving_replicas
 
 
@@ -36,13 +36,20 @@ def test_answers_never_cross_between_callers(calls: list[tuple[int, float]], max
     assert max(sizes) <= max_batch and sum(sizes) == sum(n for n, _ in calls)
 
 
-def test_rows_gather_while_the_variant_is_busy_and_leave_at_once_when_it_is_not() -> None:
-    sizes = []
+def _slow(seconds: float) -> tuple[Send, list[int]]:
+    """Return a variant that takes its time, and the sizes of the batches that it got."""
+    sizes: list[int] = []
 
-    async def send(rows: list[Any]) -> list[Any]:
+    async def send(rows: Any) -> Any:
         sizes.append(len(rows))
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(seconds)
         return rows
+
+    return send, sizes
+
+
+def test_rows_gather_while_the_variant_is_busy_and_leave_at_once_when_it_is_not() -> None:
+    send, sizes = _slow(0.02)
 
     async def main() -> None:
         lane = Lane(send, in_flight=1)
@@ -56,12 +63,7 @@ def test_rows_gather_while_the_variant_is_busy_and_leave_at_once_when_it_is_not(
 
 
 def test_calls_that_arrive_together_are_shared_out_over_the_batches_that_may_be_out() -> None:
-    sizes = []
-
-    async def send(rows: list[Any]) -> list[Any]:
-        sizes.append(len(rows))
-        await asyncio.sleep(0.02)
-        return rows
+    send, sizes = _slow(0.02)
 
     async def main() -> None:
         lane = Lane(send, in_flight=2)
@@ -72,12 +74,7 @@ def test_calls_that_arrive_together_are_shared_out_over_the_batches_that_may_be_
 
 
 def test_a_batch_follows_another_once_it_is_as_large_and_goes_at_the_latest_when_that_returns() -> None:
-    sizes = []
-
-    async def send(rows: list[Any]) -> list[Any]:
-        sizes.append(len(rows))
-        await asyncio.sleep(0.05)
-        return rows
+    send, sizes = _slow(0.05)
 
     async def main() -> None:
         lane = Lane(send, in_flight=3)
