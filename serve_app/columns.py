@@ -1,7 +1,8 @@
 """Rows column by column: on their way between replicas, and a batch from its check to its log.
 
 A datetime is pickled as an object that is taken apart and made anew: one column of them took longer than eleven others.
-So columns of datetimes, which are in UTC here, travel as arrays of datetime64[us].
+So columns of datetimes, which are in UTC here, travel as arrays of datetime64[us]. Many texts travel as an Arrow array,
+which the other side takes as it lies there.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,7 +11,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
+
+from forge_core.data.many_row_checks import as_texts, plain_values
 
 Row = tuple[Any, ...]
 
@@ -32,9 +36,11 @@ class Same:
         return iter([self.value] * self.n)
 
 
-# Each a sequence, an array of numbers or of datetimes, or `Same`.
+# Each a sequence, an array of numbers or of datetimes, an Arrow array of texts, or `Same`.
 Packed = list[Any]
 
+# From so many texts on an Arrow array of them is the quicker one.
+_MANY = 64
 _EPOCH, _MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
 _NOT_A_TIME = np.iinfo(np.int64).min
 
@@ -63,7 +69,7 @@ class Table:
         return zip(*map(_unpacked, self.columns), strict=True)
 
     def __getitem__(self, part: slice) -> "Table":
-        return Table([column[part] for column in self.columns])
+        return Table([_part(column, part) for column in self.columns])
 
 
 def packed(rows: Sequence[Row] | Table) -> Packed:
@@ -74,7 +80,7 @@ def packed(rows: Sequence[Row] | Table) -> Packed:
 def values_of(column: Any) -> Sequence[Any] | NDArray[Any]:
     """Return the values of a packed column one by one."""
     if not isinstance(column, Same):
-        return column
+        return column.to_pylist() if isinstance(column, pa.Array) else column
     value = column.value
     return np.full(len(column), value) if isinstance(value, np.datetime64) else [value] * len(column)
 
@@ -85,12 +91,19 @@ def n_rows(columns: Packed) -> int:
 
 
 def _packed(column: Any) -> Any:
-    if isinstance(column, np.ndarray):
+    if isinstance(column, np.ndarray | pa.Array):
         return column
     if isinstance(column, Same):
         return Same(_moments([column.value])[0], column.n) if isinstance(column.value, datetime) else column
     found = next((value for value in column if value is not None), None)
-    return _moments(column) if isinstance(found, datetime) else column
+    if isinstance(found, datetime):
+        return _moments(column)
+    return as_texts(column) if isinstance(found, str) and len(column) >= _MANY else column
+
+
+def _part(column: Any, part: slice) -> Any:
+    # A slice of an Arrow array is pickled with all of the array, unless it is put down anew.
+    return pa.concat_arrays([column[part]]) if isinstance(column, pa.Array) else column[part]
 
 
 def _moments(values: Sequence[datetime | None]) -> NDArray[np.datetime64]:
@@ -100,8 +113,4 @@ def _moments(values: Sequence[datetime | None]) -> NDArray[np.datetime64]:
 
 
 def _unpacked(column: Any) -> Sequence[Any]:
-    values = values_of(column)
-    if not isinstance(values, np.ndarray):
-        return values
-    plain = values.tolist()
-    return [v if v is None else v.replace(tzinfo=UTC) for v in plain] if values.dtype.kind == "M" else plain
+    return plain_values(values_of(column))

@@ -96,18 +96,19 @@ def outliving_replicas(send: Send, tries: int = 3) -> Send:
 
 def answer(live: LiveVersion, score: Score) -> tuple[Any, float | None]:
     """Return (prediction, probability of the predicted class, or None for regression)."""
-    return answers(live, [score])[0]
+    (prediction,), (probability,) = answers(live, [score])
+    return prediction, probability
 
 
-def answers(live: LiveVersion, scores: Sequence[Any]) -> list[tuple[Any, float | None]]:
-    """Return what `answer` says to each score."""
+def answers(live: LiveVersion, scores: Sequence[Any]) -> tuple[list[Any], list[float | None]]:
+    """Return (predictions, probabilities): what `answer` says to each score."""
     if scores and isinstance(scores[0], list):
         most = [max(range(len(score)), key=score.__getitem__) for score in scores]
-        return [(live.classes[place], score[place]) for place, score in zip(most, scores, strict=True)]
+        return [live.classes[place] for place in most], list(map(max, scores))
     if live.task == "regression":
-        return [(score, None) for score in scores]
+        return list(scores), [None] * len(scores)
     no, yes = live.classes
-    return [(yes, score) if score >= 0.5 else (no, 1.0 - score) for score in scores]
+    return [yes if score >= 0.5 else no for score in scores], [s if s >= 0.5 else 1.0 - s for s in scores]
 
 
 def watched(score: Score) -> float:

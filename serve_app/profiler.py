@@ -11,10 +11,12 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from forge_core.deployment.mirror import mirrored_version
 from forge_core.errors import ServiceUnavailable
@@ -24,7 +26,7 @@ from forge_core.monitoring.shadow_log import SHADOW_COLUMNS, ShadowLog
 from forge_core.monitoring.windows import ReferenceProfile, WindowStore, window_start
 from forge_core.statistics.counts import GridCounts
 from forge_core.storage import Storage
-from serve_app.columns import Packed, n_rows, values_of
+from serve_app.columns import Packed, Same, n_rows, values_of
 from serve_app.journal import Watch
 
 logger = logging.getLogger(__name__)
@@ -176,14 +178,22 @@ class Profiler:
 
 def _frame(parts: Sequence[Packed], names: Sequence[str]) -> pd.DataFrame:
     """Return the rows of several parts as one frame."""
-    columns = zip(*([values_of(column) for column in part] for part in parts), strict=True)
-    return pd.DataFrame({name: _column(pieces) for name, pieces in zip(names, columns, strict=True)})
+    return pd.DataFrame({name: _column(pieces) for name, pieces in zip(names, zip(*parts, strict=True), strict=True)})
 
 
 def _column(pieces: Sequence[Any]) -> Any:
-    array = next((piece for piece in pieces if isinstance(piece, np.ndarray)), None)
+    if any(isinstance(piece.value if isinstance(piece, Same) else piece, pa.Array | str) for piece in pieces):
+        return pa.chunked_array(list(map(_texts, pieces))).to_pandas()
+    columns = list(map(values_of, pieces))
+    array = next((column for column in columns if isinstance(column, np.ndarray)), None)
     if array is None:
-        return [value for piece in pieces for value in piece]
+        return list(chain.from_iterable(columns))
     # Where some are moments, the others are too, or nothing but missing ones.
-    values = np.concatenate([np.asarray(piece, array.dtype) for piece in pieces])
+    values = np.concatenate([np.asarray(column, array.dtype) for column in columns])
     return pd.to_datetime(values, utc=True) if array.dtype.kind == "M" else values
+
+
+def _texts(piece: Any) -> pa.Array:
+    if isinstance(piece, Same):
+        return pa.repeat(pa.scalar(piece.value, pa.string()), len(piece))
+    return piece if isinstance(piece, pa.Array) else pa.array(piece, pa.string())

@@ -212,21 +212,21 @@ class Switchboard:
         ids = request_ids if request_ids is not None else new_ids(len(rows))
         scores = await live.lane.ask(rows)
         elapsed = time.perf_counter() - started
-        given = answers(live, scores)
+        predictions, probabilities = answers(live, scores)
         variant = CHAMPION if version is None else "asked"
         labels = (live.model, live.version, variant)
         self.counting.count(PREDICTIONS, labels, len(rows))
         self.counting.observe(PREDICTION_SECONDS, labels, elapsed)
         if version is None and (shadow := self.shadows.of.get(live.model)) is not None:
             received = datetime.now(UTC)
-            counted = [(prediction, watched(score)) for (prediction, _), score in zip(given, scores, strict=True)]
+            counted = [(prediction, watched(score)) for prediction, score in zip(predictions, scores, strict=True)]
             self.shadows.offer(shadow, live, records, ids, counted, elapsed, (event_time or received, received))
         watch = self.watch.get(live.model, _USUAL)
         if version is None and watch is not None:
             received = datetime.now(UTC)
             facts = (event_time or received, received, live.version, CHAMPION, owner)
-            self.journal.add(live.model, live.version, watch, _entries(ids, facts, given, scores, rows))
-        return _Answers(live, variant, round(elapsed * 1000, 3), ids, given)
+            self.journal.add(live.model, live.version, watch, _entries(ids, facts, predictions, scores, rows))
+        return _Answers(live, variant, round(elapsed * 1000, 3), ids, predictions, probabilities)
 
     async def _predict_split(
         self,
@@ -329,11 +329,12 @@ class _Answers(NamedTuple):
     variant: str
     milliseconds: float
     ids: Sequence[str]
-    given: Sequence[tuple[Any, float | None]]
+    predictions: list[Any]
+    probabilities: list[float | None]
 
     def records(self) -> list[dict[str, Any]]:
         """Return a reply a row."""
-        live, variant, milliseconds, ids, given = self
+        live, variant, milliseconds, *columns = self
         return [
             {
                 "prediction": prediction,
@@ -344,16 +345,15 @@ class _Answers(NamedTuple):
                 "request_id": request_id,
                 "variant": variant,
             }
-            for request_id, (prediction, probability) in zip(ids, given, strict=True)
+            for request_id, prediction, probability in zip(*columns, strict=True)
         ]
 
     def columns(self) -> dict[str, Sequence[Any]]:
         """Return the same, one list a field."""
         n = len(self.ids)
-        predictions, probabilities = zip(*self.given, strict=True)
         return {
-            "prediction": predictions,
-            "prediction_probability": probabilities,
+            "prediction": self.predictions,
+            "prediction_probability": self.probabilities,
             "model_version": [self.live.version] * n,
             "processing_time_ms": [self.milliseconds] * n,
             "model": [self.live.model] * n,
@@ -365,12 +365,11 @@ class _Answers(NamedTuple):
 def _entries(
     ids: Sequence[str],
     facts: Sequence[Any],
-    given: Sequence[tuple[Any, float | None]],
+    predictions: list[Any],
     scores: Sequence[Any],
     rows: list[Row] | Table,
 ) -> list[Row] | Table:
     """Return the log's entries of rows that share the facts, held as the rows are."""
-    predictions = [prediction for prediction, _ in given]
     outputs = list(map(watched, scores)) if isinstance(scores[0], list) else scores
     if isinstance(rows, Table):
         return Table.of([ids, *(Same(fact, len(ids)) for fact in facts), predictions, outputs, *rows.columns])

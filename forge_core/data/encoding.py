@@ -126,8 +126,7 @@ def distinct_texts(values: pd.Series) -> tuple[NDArray[np.intp], list[str]]:
     if isinstance(values.dtype, pd.CategoricalDtype):
         return values.cat.codes.to_numpy(np.intp), [cell_text(v) for v in values.dtype.categories]
     if (texts := _arrow_texts(values)) is not None:
-        coded = texts.dictionary_encode()
-        return coded.indices.fill_null(-1).to_numpy(zero_copy_only=False), coded.dictionary.to_pylist()
+        return coded_texts(texts)
     cells = values.array
     if values.dtype == object:
         # As texts first, since Python finds True, 1 and 1.0 equal.
@@ -135,6 +134,12 @@ def distinct_texts(values: pd.Series) -> tuple[NDArray[np.intp], list[str]]:
         cells[present] = [cell_text(v) for v in values[present]]
     codes, levels = pd.factorize(cells)
     return codes, [cell_text(v) for v in levels]
+
+
+def coded_texts(texts: pa.Array) -> tuple[NDArray[np.intp], list[str]]:
+    """Return what `distinct_texts` does for an Arrow array of texts."""
+    coded = texts.dictionary_encode()
+    return coded.indices.fill_null(-1).to_numpy(zero_copy_only=False), coded.dictionary.to_pylist()
 
 
 def _arrow_texts(values: pd.Series) -> pa.Array | None:

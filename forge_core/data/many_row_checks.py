@@ -1,11 +1,13 @@
 """Many rows against a contract: whole columns at a glance, and row by row only where something is wrong."""
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from forge_core.data.row_checks import FieldRule, check_fields
@@ -15,6 +17,7 @@ Records = Sequence[Mapping[str, Any]]
 Columns = Mapping[str, list[Any]]
 Rows = Records | Columns
 _MISSING = type(None)
+_FIRST, _LAST = np.datetime64("0001-01-01", "us"), np.datetime64("9999-12-31T23:59:59.999999", "us")
 _TEXT, _TRUTH, _NUMBER, _WHOLE = ({str, _MISSING}, {bool, _MISSING}, {float, int, _MISSING}, {int, _MISSING})
 
 
@@ -35,13 +38,34 @@ def check_many(rules: Sequence[FieldRule], given: Rows) -> list[tuple[Any, ...]]
     columns = _typed_columns(rules, given) if len(given) > 1 or isinstance(given, Mapping) else None
     if columns is None:
         return _check_each(rules, given)
-    return list(zip(*(c.tolist() if isinstance(c, np.ndarray) else c for c in columns), strict=True))
+    return list(zip(*map(plain_values, columns), strict=True))
 
 
 def check_columns(rules: Sequence[FieldRule], given: Rows) -> list[Any]:
-    """Return what `check_many` does, a sequence a rule; that of a number may be an array of float64."""
+    """Return what `check_many` does, a sequence a rule.
+
+    That of numbers may be an array of float64, of texts an Arrow array, of moments an array of datetime64[us] in UTC.
+    """
     columns = _typed_columns(rules, given)
     return list(zip(*_check_each(rules, given), strict=True)) if columns is None else columns
+
+
+def as_texts(values: Sequence[str | None]) -> pa.Array | Sequence[str | None]:
+    """Return texts as an Arrow array, or as they are where one has half a character, which Python's text may."""
+    try:
+        return pa.array(values, pa.string())
+    except UnicodeEncodeError:
+        return values
+
+
+def plain_values(column: Any) -> Sequence[Any]:
+    """Return the Python values of a column as `check_columns` gives it."""
+    if isinstance(column, pa.Array):
+        return column.to_pylist()
+    if not isinstance(column, np.ndarray):
+        return column
+    values = column.tolist()
+    return [v if v is None else v.replace(tzinfo=UTC) for v in values] if column.dtype.kind == "M" else values
 
 
 def _check_each(rules: Sequence[FieldRule], given: Rows) -> list[tuple[Any, ...]]:
@@ -94,18 +118,19 @@ def _typed(rule: FieldRule, values: list[Any]) -> Any:
     found = set(map(type, values))
     if _MISSING in found and not rule.nullable:
         return None
+    typed: Any
     match rule.kind:
         case "number" | "integer":
             typed = _numbers(rule, values, found)
         case "category":
-            typed = values if found <= _TEXT else None
+            typed = as_texts(values) if found <= _TEXT else None
         case "boolean":
             typed = values if found <= _TRUTH else None
         case _:
             typed = _times(values)
     if typed is None or (rule.allowed is None and not rule.forbidden):
         return typed
-    levels = {v for v in typed if v is not None and v == v}
+    levels = {v for v in plain_values(typed) if v is not None and v == v}
     return typed if (rule.allowed is None or levels <= rule.allowed) and not levels & rule.forbidden else None
 
 
@@ -127,7 +152,14 @@ def _numbers(rule: FieldRule, values: list[Any], found: set[type]) -> list[Any] 
     return [math.nan if v is None else v for v in values] if _MISSING in found else values
 
 
-def _times(values: list[Any]) -> list[Any] | None:
+def _times(values: list[Any]) -> list[Any] | NDArray[np.datetime64] | None:
+    """Return the moments; Arrow reads them in a third of the time where all say their zone, or none does."""
+    for zone in ("UTC", None):
+        with contextlib.suppress(pa.ArrowInvalid, pa.ArrowTypeError):
+            read = pa.array(values, pa.string()).cast(pa.timestamp("us", zone)).to_numpy(zero_copy_only=False)
+            present = read[~np.isnat(read)]
+            # Arrow knows years that Python does not.
+            return read if not len(present) or _FIRST <= present.min() <= present.max() <= _LAST else None
     try:
         moments = [datetime.fromisoformat(v) if v is not None else None for v in values]
         return [m if m is None else m.replace(tzinfo=UTC) if m.tzinfo is None else m.astimezone(UTC) for m in moments]

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from forge_core.models.feature_graph import feature_graph
@@ -72,7 +73,8 @@ class CompiledModel:
         Parameters
         ----------
         columns : mapping of str to sequence of length n_rows
-            Raw feature values; None and NaN mean missing. Times may also come as an array of datetime64 in UTC.
+            Raw feature values; None and NaN mean missing. Times may also come as an array of datetime64 in UTC, texts
+            as an Arrow array.
         """
         return self._run({name: fill.from_values(columns[name]) for name, fill in self._inputs.items()})
 
@@ -111,7 +113,7 @@ class NativeModel:
 
     def score(self, columns: Columns) -> NDArray[np.float64]:
         """Return what `forge_core.models.model_trainer.score` gives."""
-        return score(self._pipeline, pd.DataFrame({c: _in_utc(columns[c]) for c in self._columns}))
+        return score(self._pipeline, pd.DataFrame({c: _as_pandas(columns[c]) for c in self._columns}))
 
     def score_frame(self, frame: pd.DataFrame) -> NDArray[np.float64]:
         """Return what `score` gives for the frame's columns."""
@@ -213,7 +215,9 @@ class _PlainAttributes:
         return self._container.add_node(op_type, inputs, outputs, **{k: _plain(v) for k, v in attributes.items()})
 
 
-def _in_utc(values: Sequence[Any]) -> Any:
+def _as_pandas(values: Any) -> Any:
+    if isinstance(values, pa.Array):
+        return values.to_pandas()
     is_time = isinstance(values, np.ndarray) and values.dtype.kind == "M"
     return pd.to_datetime(values, utc=True) if is_time else values
 

@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from forge_core.data.encoding import (
     PARTS,
     InputKind,
     cell_text,
+    coded_texts,
     distinct_texts,
     moment_parts,
     number_column,
@@ -48,14 +50,19 @@ def plain_columns(rows: pd.DataFrame) -> dict[str, list[Any]]:
     return {name: rows[name].astype(object).where(rows[name].notna(), None).tolist() for name in rows.columns}
 
 
-def _texts(values: Sequence[Any]) -> Tensor:
+def _texts(values: Sequence[Any] | pa.Array) -> Tensor:
+    if isinstance(values, pa.Array):
+        return _of_codes(*coded_texts(values))
     if set(map(type, values)) <= _TEXT:
         return np.array([v or "" for v in values], dtype=object).reshape(-1, 1)
     return np.array(["" if v is None or v != v else cell_text(v) for v in values], dtype=object).reshape(-1, 1)
 
 
 def _text_column(values: pd.Series) -> Tensor:
-    codes, texts = distinct_texts(values)
+    return _of_codes(*distinct_texts(values))
+
+
+def _of_codes(codes: NDArray[np.intp], texts: list[str]) -> Tensor:
     # A missing cell's code of -1 meets the last entry.
     return np.array([*texts, ""], dtype=object)[codes].reshape(-1, 1)
 

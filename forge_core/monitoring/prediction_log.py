@@ -10,7 +10,7 @@ and `fault`: why the champion answered instead, `contract` or `error`, else empt
 """
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -76,7 +76,7 @@ class PredictionLog:
             )
         table = {str(name): _tidy(str(name), column) for name, column in frame.items()}
         tidy = pd.DataFrame(table).reset_index(drop=True)
-        for day, part in tidy.groupby(tidy["event_time"].dt.date, sort=True):
+        for day, part in _by_day(tidy):
             # Readers take the types from the first name, so a part with a column of unknown type comes last.
             known = all(part[name].notna().any() or part[name].dtype != object for name in part)
             key = f"{self.folder}/date={day}/{'part' if known else 'sparse'}-{uuid.uuid4().hex}.parquet"
@@ -161,6 +161,14 @@ def _date_of(key: str) -> date:
     return date.fromisoformat(key.split("/date=")[1][:10])
 
 
+def _by_day(frame: pd.DataFrame) -> Iterable[tuple[date, pd.DataFrame]]:
+    """Return the rows of each date of event time; nearly always it is one for all."""
+    moments = frame["event_time"]
+    if len(frame) and (day := moments.min().date()) == moments.max().date():
+        return [(day, frame)]
+    return frame.groupby(moments.dt.date, sort=True)
+
+
 def _tidy(name: str, column: pd.Series) -> pd.Series:
     if name in _TIMES or pd.api.types.is_datetime64_any_dtype(column.dtype):
         return pd.to_datetime(column, utc=True).astype("datetime64[us, UTC]")
@@ -174,6 +182,8 @@ def _tidy(name: str, column: pd.Series) -> pd.Series:
         return pd.Series(column.to_numpy(np.float64, na_value=np.nan), index=column.index)
     if not column.notna().any():
         return column.astype(object)
+    if isinstance(column.dtype, pd.StringDtype):
+        return column
     return _tidy_objects(column)
 
 

@@ -58,6 +58,8 @@ def _profiled(frame: pd.DataFrame) -> Any:
         tracked = profile._columns[str(name)]
         if column.dtype == np.float64:
             tracked._process_extracted_column(_extracted(column.to_numpy()))
+        elif isinstance(column.dtype, pd.StringDtype):
+            _track_texts(tracked, column)
         else:
             tracked.track_column(column)
     return profile.view()
@@ -140,6 +142,24 @@ def _extracted(values: NDArray[np.float64]) -> Any:
     column.null_count = column.nan_count = len(values) - len(present)
     column.inf_count = int(np.isinf(present).sum())
     return column
+
+
+def _track_texts(tracked: Any, texts: pd.Series) -> None:
+    """Track a column of texts by its levels: whylogs itself shows each text to its sketches, one by one."""
+    from whylogs.core.preprocessing import PreprocessedColumn
+
+    counts = texts.value_counts()
+    column, levels = PreprocessedColumn(), PreprocessedColumn()
+    column.original, column.len, column.null_count = texts, len(texts), int(texts.isna().sum())
+    column.nan_count = column.null_count  # which is how pandas holds a missing text
+    column.pandas.strings, levels.pandas.strings = texts.dropna(), counts.index.to_series()
+    tracked._success_count += len(tracked._metrics) * len(column.pandas.strings)
+    for namespace, metric in tracked._metrics.items():
+        if namespace == "frequent_items":
+            for text, count in zip(counts.index.tolist(), counts.tolist(), strict=True):
+                metric.frequent_strings.value.update(text[: metric.max_frequent_item_size], count)
+        else:
+            metric.columnar_update(levels if namespace == "cardinality" else column)
 
 
 def _schema() -> Any:

@@ -48,6 +48,8 @@ def row(text: str) -> str:
         (row('{"a": {"b": 1}}'), 422, "x: expected a number, found an object"),
         (row("1") + "}", 400, "expected JSON"),
         (row('1, "x": 2'), 400, "found 'x' twice"),
+        (row('1, "x" : 2'), 400, "found 'x' twice"),
+        (row('1, "x"\n: 2'), 400, "found 'x' twice"),
         ('{"features": {"x": 1, "town": "Oslo"}, "features": {}}', 400, "found 'features' twice"),
         (row('1, "more": 3'), 422, "more: is no feature"),
         ('{"features": {"town": "Oslo"}}', 422, "x: is required"),

@@ -13,7 +13,7 @@ from forge_core.monitoring.prediction_log import PredictionLog
 from forge_core.monitoring.profiles import describe_profile
 from forge_core.monitoring.windows import ReferenceProfile, Window, WindowStore
 from forge_core.storage import Storage
-from serve_app.columns import Packed, packed
+from serve_app.columns import Packed, Same, Table, packed
 from serve_app.journal import Watch
 from serve_app.profiler import Profiler
 
@@ -63,6 +63,27 @@ def test_rows_of_one_window_are_one_part_however_often_they_are_written(tmp_path
     logged = PredictionLog(Storage(str(tmp_path)), "m").read()
     assert logged["version"].unique().tolist() == ["7"] and logged["owner"].unique().tolist() == ["ann"]
     assert logged["feature.version"].unique().tolist() == ["a"] and logged["age"].tolist() == list(range(30))
+
+
+def test_rows_of_batches_and_single_ones_are_written_together(tmp_path: Path) -> None:
+    async def play() -> None:
+        profiler = Known(tmp_path)
+        facts = [Same(fact, 100) for fact in (DAY, DAY, "7", "champion", "ann")]
+        towns = ["a", None] * 50
+        batch = Table.of([[f"b{i}" for i in range(100)], *facts, ["x"] * 100, [0.5] * 100, np.arange(100.0), towns])
+        await asyncio.gather(*(profiler.log("m", "7", WATCH, part) for part in (rows(10), packed(batch), rows(80, 10))))
+        await profiler.stop()
+
+    asyncio.run(play())
+    logged = PredictionLog(Storage(str(tmp_path)), "m").read()
+    of_batch = logged[logged["request_id"].str.startswith("b")].sort_values("age")
+    assert len(logged) == 190 and set(logged["owner"]) == {"ann"} and set(logged["prediction"]) == {"x"}
+    assert (
+        of_batch["age"].tolist() == list(range(100))
+        and of_batch["feature.version"].fillna("").tolist() == ["a", ""] * 50
+    )
+    counts = WindowStore(Storage(str(tmp_path)), "m").counts("7", REFERENCE.grid)
+    assert counts["version"].cells.tolist() == [140, 0] and counts["version"].missing == 50
 
 
 def test_two_profilers_of_one_window_add_up(tmp_path: Path) -> None:
