@@ -101,8 +101,8 @@ def parse_json(body: bytes) -> Any:
         data = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise NotJson(f"expected JSON (RFC 8259) in UTF-8: {str(error)[:200]}") from None
-    # A search for the pattern takes ten times as long as these looks for single ends.
-    spaced = any(end in body for end in (b" :", b"\t:", b"\n:", b"\r:"))
+    # Where there is no space at all, as in what programs write, counting takes a third of a search for the pattern.
+    spaced = any(space in body for space in (b" ", b"\t", b"\n", b"\r"))
     ends = len(_KEY_END.findall(body)) if spaced else body.count(b'":')
     # Where the objects outside of lists have them all, nobody needs to look into the lists.
     if ends != _count_keys(data, lists=False) and ends != _count_keys(data, lists=True):

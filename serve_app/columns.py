@@ -5,16 +5,18 @@ So columns of datetimes, which are in UTC here, travel as arrays of datetime64[u
 which the other side takes as it lies there.
 """
 
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from forge_core.data.many_row_checks import as_texts, plain_values
+from forge_core.data.many_row_checks import plain_values
 
 Row = tuple[Any, ...]
 
@@ -62,6 +64,11 @@ class Table:
         """Return the table of columns of one length, whatever they hold."""
         return cls([_packed(column) for column in columns])
 
+    @classmethod
+    def joined(cls, tables: Sequence["Table"]) -> "Table":
+        """Return the rows of several tables with the same columns, one table after the other."""
+        return cls([joined(pieces) for pieces in zip(*(table.columns for table in tables), strict=True)])
+
     def __len__(self) -> int:
         return len(self.columns[0])
 
@@ -85,6 +92,21 @@ def values_of(column: Any) -> Sequence[Any] | NDArray[Any]:
     return np.full(len(column), value) if isinstance(value, np.datetime64) else [value] * len(column)
 
 
+def joined(pieces: Sequence[Any]) -> Any:
+    """Return packed columns of the same name as one: pieces may be packed in different ways."""
+    first = pieces[0]
+    if isinstance(first, Same) and all(isinstance(p, Same) and p.value == first.value for p in pieces):
+        return Same(first.value, sum(map(len, pieces)))
+    if any(isinstance(piece.value if isinstance(piece, Same) else piece, pa.Array | str) for piece in pieces):
+        return pa.concat_arrays([_texts(piece) for piece in pieces])
+    columns = list(map(values_of, pieces))
+    array = next((column for column in columns if isinstance(column, np.ndarray)), None)
+    if array is None:
+        return list(chain.from_iterable(columns))
+    # Where some are moments, the others are too, or nothing but missing ones.
+    return np.concatenate([np.asarray(column, array.dtype) for column in columns])
+
+
 def n_rows(columns: Packed) -> int:
     """Return how many rows the columns have."""
     return len(columns[0])
@@ -98,7 +120,16 @@ def _packed(column: Any) -> Any:
     found = next((value for value in column if value is not None), None)
     if isinstance(found, datetime):
         return _moments(column)
-    return as_texts(column) if isinstance(found, str) and len(column) >= _MANY else column
+    if isinstance(found, str) and len(column) >= _MANY:
+        with contextlib.suppress(UnicodeEncodeError):  # half a character, which Python's text may hold
+            return pa.array(column, pa.string())
+    return column
+
+
+def _texts(piece: Any) -> pa.Array:
+    if isinstance(piece, Same):
+        return pa.repeat(pa.scalar(piece.value, pa.string()), len(piece))
+    return piece if isinstance(piece, pa.Array) else pa.array(piece, pa.string())
 
 
 def _part(column: Any, part: slice) -> Any:

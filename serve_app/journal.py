@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from ray import serve
@@ -13,7 +14,8 @@ from serve_app.counting import Counting
 logger = logging.getLogger(__name__)
 
 _GATHER_SECONDS = 0.5
-_SHIPMENT = 4096
+# Rows of one call to the profiler: single ones are put in columns on the way, batches are so already.
+_SHIPMENT, _TABLE_SHIPMENT = 4096, 16_384
 
 
 class Watch(NamedTuple):
@@ -82,13 +84,17 @@ class Journal:
     async def _gather(self) -> None:
         while self.rows or self.tables:
             await asyncio.sleep(_GATHER_SECONDS)
-            taken: list[tuple[_Key, list[Row] | Table]] = [*self.rows.items(), *self.tables]
-            self.rows, self.tables = {}, []
-            for key, rows in taken:
-                for start in range(0, len(rows), _SHIPMENT):
-                    sent = asyncio.ensure_future(self._send(*key, rows[start : start + _SHIPMENT]))
-                    self._under_way.add(sent)
-                    sent.add_done_callback(self._under_way.discard)
+            rows, self.rows, tables, self.tables = self.rows, {}, self.tables, []
+            for key, gathered in rows.items():
+                self._ship(key, gathered, _SHIPMENT)
+            for key, table in _together(tables):
+                self._ship(key, table, _TABLE_SHIPMENT)
+
+    def _ship(self, key: _Key, rows: list[Row] | Table, most: int) -> None:
+        for start in range(0, len(rows), most):
+            sent = asyncio.ensure_future(self._send(*key, rows[start : start + most]))
+            self._under_way.add(sent)
+            sent.add_done_callback(self._under_way.discard)
 
     async def _send(self, model: str, version: str, watch: Watch, rows: list[Row] | Table) -> None:
         try:
@@ -103,3 +109,16 @@ class Journal:
             logger.exception("rows not logged model=%s version=%s rows=%d", model, version, len(rows))
         finally:
             self.waiting -= len(rows)
+
+
+def _together(tables: Sequence[tuple[_Key, Table]]) -> Iterator[tuple[_Key, Table]]:
+    """Yield the tables of each key put together until they have the rows of a shipment: a call costs a millisecond."""
+    held: dict[_Key, list[Table]] = {}
+    for key, table in tables:
+        parts = held.setdefault(key, [])
+        if sum(map(len, parts)) + len(table) > _TABLE_SHIPMENT and parts:
+            yield key, Table.joined(parts)
+            parts.clear()
+        parts.append(table)
+    for key, parts in held.items():
+        yield key, Table.joined(parts)

@@ -11,7 +11,6 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ from forge_core.monitoring.shadow_log import SHADOW_COLUMNS, ShadowLog
 from forge_core.monitoring.windows import ReferenceProfile, WindowStore, window_start
 from forge_core.statistics.counts import GridCounts
 from forge_core.storage import Storage
-from serve_app.columns import Packed, Same, n_rows, values_of
+from serve_app.columns import Packed, Same, joined, n_rows, values_of
 from serve_app.journal import Watch
 
 logger = logging.getLogger(__name__)
@@ -182,18 +181,10 @@ def _frame(parts: Sequence[Packed], names: Sequence[str]) -> pd.DataFrame:
 
 
 def _column(pieces: Sequence[Any]) -> Any:
-    if any(isinstance(piece.value if isinstance(piece, Same) else piece, pa.Array | str) for piece in pieces):
-        return pa.chunked_array(list(map(_texts, pieces))).to_pandas()
-    columns = list(map(values_of, pieces))
-    array = next((column for column in columns if isinstance(column, np.ndarray)), None)
-    if array is None:
-        return list(chain.from_iterable(columns))
-    # Where some are moments, the others are too, or nothing but missing ones.
-    values = np.concatenate([np.asarray(column, array.dtype) for column in columns])
-    return pd.to_datetime(values, utc=True) if array.dtype.kind == "M" else values
-
-
-def _texts(piece: Any) -> pa.Array:
-    if isinstance(piece, Same):
-        return pa.repeat(pa.scalar(piece.value, pa.string()), len(piece))
-    return piece if isinstance(piece, pa.Array) else pa.array(piece, pa.string())
+    column = joined(pieces)
+    if isinstance(column, Same):
+        return _column([values_of(column)])
+    if isinstance(column, pa.Array):
+        return column.to_pandas()
+    is_time = isinstance(column, np.ndarray) and column.dtype.kind == "M"
+    return pd.to_datetime(column, utc=True) if is_time else column

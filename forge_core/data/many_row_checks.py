@@ -16,9 +16,10 @@ from forge_core.errors import SchemaViolation
 Records = Sequence[Mapping[str, Any]]
 Columns = Mapping[str, list[Any]]
 Rows = Records | Columns
-_MISSING = type(None)
 _FIRST, _LAST = np.datetime64("0001-01-01", "us"), np.datetime64("9999-12-31T23:59:59.999999", "us")
-_TEXT, _TRUTH, _NUMBER, _WHOLE = ({str, _MISSING}, {bool, _MISSING}, {float, int, _MISSING}, {int, _MISSING})
+_TEXT, _TRUTH = {pa.string(), pa.null()}, {pa.bool_(), pa.null()}
+_WHOLE = {pa.int64(), pa.null()}
+_NUMBER = {pa.float64(), *_WHOLE}
 
 
 def check_many(rules: Sequence[FieldRule], given: Rows) -> list[tuple[Any, ...]]:
@@ -48,14 +49,6 @@ def check_columns(rules: Sequence[FieldRule], given: Rows) -> list[Any]:
     """
     columns = _typed_columns(rules, given)
     return list(zip(*_check_each(rules, given), strict=True)) if columns is None else columns
-
-
-def as_texts(values: Sequence[str | None]) -> pa.Array | Sequence[str | None]:
-    """Return texts as an Arrow array, or as they are where one has half a character, which Python's text may."""
-    try:
-        return pa.array(values, pa.string())
-    except UnicodeEncodeError:
-        return values
 
 
 def plain_values(column: Any) -> Sequence[Any]:
@@ -115,53 +108,58 @@ def _typed_columns(rules: Sequence[FieldRule], given: Rows) -> list[Any] | None:
 
 
 def _typed(rule: FieldRule, values: list[Any]) -> Any:
-    found = set(map(type, values))
-    if _MISSING in found and not rule.nullable:
+    given = _as_arrow(values)
+    if given is None or (given.null_count and not rule.nullable):
         return None
     typed: Any
     match rule.kind:
         case "number" | "integer":
-            typed = _numbers(rule, values, found)
+            typed = _numbers(rule, given)
         case "category":
-            typed = as_texts(values) if found <= _TEXT else None
+            typed = given.cast(pa.string()) if given.type in _TEXT else None
         case "boolean":
-            typed = values if found <= _TRUTH else None
+            typed = given.to_pylist() if given.type in _TRUTH else None
         case _:
-            typed = _times(values)
+            typed = _times(given)
     if typed is None or (rule.allowed is None and not rule.forbidden):
         return typed
     levels = {v for v in plain_values(typed) if v is not None and v == v}
     return typed if (rule.allowed is None or levels <= rule.allowed) and not levels & rule.forbidden else None
 
 
-def _numbers(rule: FieldRule, values: list[Any], found: set[type]) -> list[Any] | NDArray[np.float64] | None:
-    whole = rule.kind == "integer"
-    if not found <= (_WHOLE if whole else _NUMBER):
-        return None
+def _as_arrow(values: list[Any]) -> pa.Array | None:
+    """Return values of one type, missing ones null, or None where they are of several or of none that Arrow knows."""
     try:
-        numbers = np.array(values, dtype=float)
-    except OverflowError:
+        return pa.array(values)
+    except (pa.ArrowException, OverflowError, UnicodeEncodeError):
         return None
+
+
+def _numbers(rule: FieldRule, given: pa.Array) -> list[Any] | NDArray[np.float64] | None:
+    whole = rule.kind == "integer"
+    if given.type not in (_WHOLE if whole else _NUMBER):
+        return None
+    numbers = given.to_numpy(zero_copy_only=False).astype(np.float64, copy=False)
     present = numbers[~np.isnan(numbers)]
-    if len(present) < len(values) and not rule.nullable:
+    if len(present) < len(numbers) and not rule.nullable:
         return None
     if len(present) and not rule.low <= present.min() <= present.max() <= rule.high:
         return None
-    if not whole:
-        return numbers
-    return [math.nan if v is None else v for v in values] if _MISSING in found else values
+    return [math.nan if v is None else v for v in given.to_pylist()] if whole else numbers
 
 
-def _times(values: list[Any]) -> list[Any] | NDArray[np.datetime64] | None:
+def _times(given: pa.Array) -> list[Any] | NDArray[np.datetime64] | None:
     """Return the moments; Arrow reads them in a third of the time where all say their zone, or none does."""
+    if given.type not in _TEXT:
+        return None
     for zone in ("UTC", None):
-        with contextlib.suppress(pa.ArrowInvalid, pa.ArrowTypeError):
-            read = pa.array(values, pa.string()).cast(pa.timestamp("us", zone)).to_numpy(zero_copy_only=False)
+        with contextlib.suppress(pa.ArrowInvalid):
+            read = given.cast(pa.timestamp("us", zone)).to_numpy(zero_copy_only=False)
             present = read[~np.isnat(read)]
             # Arrow knows years that Python does not.
             return read if not len(present) or _FIRST <= present.min() <= present.max() <= _LAST else None
     try:
-        moments = [datetime.fromisoformat(v) if v is not None else None for v in values]
+        moments = [datetime.fromisoformat(v) if v is not None else None for v in given.to_pylist()]
         return [m if m is None else m.replace(tzinfo=UTC) if m.tzinfo is None else m.astimezone(UTC) for m in moments]
-    except (ValueError, TypeError, OverflowError):
+    except (ValueError, OverflowError):
         return None

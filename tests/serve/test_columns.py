@@ -47,6 +47,18 @@ def test_a_fact_of_all_rows_is_in_each_and_in_each_part(
         assert _rows(packed(part)) == list(part)
 
 
+@given(st.lists(st.tuples(ROWS, FACTS, st.booleans()), min_size=1, max_size=4))
+def test_tables_put_together_hold_the_rows_of_each(parts: list[tuple[list[tuple[Any, ...]], Any, bool]]) -> None:
+    kind = type(parts[0][1])
+    facts = [fact if isinstance(fact, kind) else parts[0][1] for _, fact, _ in parts]
+    tables, expected = [], []
+    for (rows, _, long), fact in zip(parts, facts, strict=True):
+        many = rows * (20 if long else 1)
+        tables.append(Table.of([*zip(*many, strict=True), Same(fact, len(many))]))
+        expected += [(*row, fact) for row in many]
+    assert list(Table.joined(tables)) == expected
+
+
 @given(st.lists(MOMENTS, min_size=1))
 def test_parts_of_an_array_are_those_of_its_moments(moments: list[datetime | None]) -> None:
     (column,) = packed([(m,) for m in moments])
