@@ -142,7 +142,7 @@ class _Routes:
             caller.owner,
             [user] if user else None,
         )
-        return json_reply(replies[0])
+        return json_reply(replies.records()[0])
 
     async def predict_batch(self, request: Request) -> Response:
         """Answer many rows."""
@@ -150,8 +150,7 @@ class _Routes:
         asked = many_rows(await read_json(request, self.limits), self.limits)
         self.door.spend(caller, asked.n_rows)
         user = header(request, b"x-forge-user")
-        predict = self.board.predict_columns if asked.by_column else self.board.predict
-        replies = await predict(
+        replies = await self.board.predict(
             _model(request),
             asked.rows,
             asked.request_ids,
@@ -160,7 +159,7 @@ class _Routes:
             caller.owner,
             [user] * asked.n_rows if user else asked.users,
         )
-        return json_reply({"predictions": replies})
+        return json_reply({"predictions": replies.columns() if asked.by_column else replies.records()})
 
     async def feedback(self, request: Request) -> Response:
         """Commit labels, one or many."""

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
 from forge_core.data.many_row_checks import Rows
-from serve_app.protocol import BodyTooLarge, NotJson, NotTheForm, SlowRequest, WrongContentType
+from serve_app.protocol import BodyTooLarge, NotJson, NotTheForm, SlowRequest, WrongContentType, headers_of
 
 Form = TypeVar("Form")
 
@@ -33,15 +33,8 @@ USUAL = Limits()
 
 
 def told(request: Request, name: bytes) -> str | None:
-    """Return a header by its lower-case name, or None.
-
-    Starlette's own lookup goes through all headers each time, and a request asks for eight of them.
-    """
-    scope = request.scope
-    named: dict[bytes, bytes] | None = scope.get("forge.headers")
-    if named is None:
-        named = scope["forge.headers"] = dict(reversed(scope["headers"]))  # of several of one name the first counts
-    value = named.get(name)
+    """Return a header by its lower-case name, or None."""
+    value = headers_of(request.scope).get(name)
     return None if value is None else value.decode("latin-1")
 
 

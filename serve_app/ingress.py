@@ -9,7 +9,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from forge_core.errors import ServiceUnavailable
-from serve_app.protocol import problem_of
+from serve_app.protocol import headers_of, problem_of
 from serve_app.request_ids import new_id
 
 AT_ONCE = 2000
@@ -57,10 +57,11 @@ class Way:
             await self._answer(router, scope, receive, send)
 
     async def _answer(self, router: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-        told = next((value for name, value in scope["headers"] if name == _ID), None)
-        request_id = new_id().encode() if told is None else told
-        if told is None:
-            scope["headers"] = [*scope["headers"], (_ID, request_id)]
+        headers = headers_of(scope)
+        if _ID not in headers:
+            headers[_ID] = new_id().encode()
+            scope["headers"] = [*scope["headers"], (_ID, headers[_ID])]
+        request_id = headers[_ID]
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":

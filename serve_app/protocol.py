@@ -1,4 +1,4 @@
-"""Replies and errors on the wire (RFC 9457 problem documents), and the forms of what is not rows."""
+"""Headers, replies and errors on the wire (RFC 9457 problem documents), and the forms of what is not rows."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from starlette.responses import Response
+from starlette.types import Scope
 
 from forge_core.errors import (
     ConfigurationError,
@@ -97,6 +98,17 @@ class FeedbackRequest(BaseModel):
 
 FEEDBACK: TypeAdapter[FeedbackRequest] = TypeAdapter(FeedbackRequest)
 LABEL: TypeAdapter[Label] = TypeAdapter(Label)
+
+
+def headers_of(scope: Scope) -> dict[bytes, bytes]:
+    """Return a request's headers by their lower-case names; of several of one name the first counts.
+
+    Starlette's own lookup goes through all headers each time, and a request asks for eight of them.
+    """
+    named: dict[bytes, bytes] | None = scope.get("forge.headers")
+    if named is None:
+        named = scope["forge.headers"] = dict(reversed(scope["headers"]))
+    return named
 
 
 def json_reply(data: Any, status: int = 200) -> Response:

@@ -5,14 +5,13 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 from ray import serve
 
 from forge_core import __version__
 from forge_core.data.many_row_checks import Rows
-from forge_core.deployment.routing_table import Row as TableRow
-from forge_core.deployment.routing_table import row_versions
+from forge_core.deployment.routing_table import Route, row_versions
 from forge_core.errors import ModelNotFound, SchemaViolation, ServiceUnavailable
 from forge_core.monitoring.metric_names import PREDICTION_SECONDS, PREDICTIONS, REFUSED, SPLIT_FAULTS
 from forge_core.storage import Storage
@@ -21,6 +20,7 @@ from serve_app.counting import Counting
 from serve_app.experiment_desk import ExperimentDesk
 from serve_app.journal import Journal, Watch
 from serve_app.live_version import LiveVersion, answer, answers, load_live_version, watched
+from serve_app.replies import Replies, RepliesOfOne, RepliesOfSplit
 from serve_app.request_ids import new_ids
 from serve_app.shadowing import Shadows
 from serve_app.splitting import CHAMPION, LiveSplit
@@ -58,7 +58,7 @@ class Switchboard:
         self.shadows = Shadows(lambda *rows: self.journal.add(*rows), self.counting)
 
     async def route(
-        self, table: Mapping[str, TableRow], watch: Mapping[str, Mapping[str, Any] | None] | None = None
+        self, table: Mapping[str, Route], watch: Mapping[str, Mapping[str, Any] | None] | None = None
     ) -> None:
         """Load what is new beside what is held, then swap at once.
 
@@ -91,7 +91,7 @@ class Switchboard:
             self.trials = {m: row["candidate"] for m, row in table.items() if row.get("candidate") in held[m]}
         logger.info("routing %s holding %s", self._versions(), {m: sorted(v) for m, v in held.items()})
 
-    async def _hold(self, model: str, row: TableRow) -> dict[str, LiveVersion]:
+    async def _hold(self, model: str, row: Route) -> dict[str, LiveVersion]:
         current = self.held.get(model, {})
         versions: dict[str, LiveVersion] = {}
         for version in row_versions(row):
@@ -153,7 +153,7 @@ class Switchboard:
         version: str | None = None,
         owner: str = "",
         users: Sequence[str] | None = None,
-    ) -> list[dict[str, Any]]:
+    ) -> Replies:
         """Return one reply a record, and journal the rows.
 
         All are of one version, unless a split shares the model's traffic out.
@@ -174,35 +174,6 @@ class Switchboard:
         SchemaViolation
             Names every faulty field, and in a batch its row.
         """
-        replies = await self._answered(model, records, request_ids, event_time, version, owner, users)
-        return replies if isinstance(replies, list) else replies.records()
-
-    async def predict_columns(
-        self,
-        model: str | None,
-        records: Rows,
-        request_ids: Sequence[str] | None = None,
-        event_time: datetime | None = None,
-        version: str | None = None,
-        owner: str = "",
-        users: Sequence[str] | None = None,
-    ) -> dict[str, Sequence[Any]]:
-        """Return what `predict` does, one list a field."""
-        replies = await self._answered(model, records, request_ids, event_time, version, owner, users)
-        if not isinstance(replies, list):
-            return replies.columns()
-        return {field: [reply[field] for reply in replies] for field in replies[0]}
-
-    async def _answered(
-        self,
-        model: str | None,
-        records: Rows,
-        request_ids: Sequence[str] | None,
-        event_time: datetime | None,
-        version: str | None,
-        owner: str,
-        users: Sequence[str] | None,
-    ) -> "_Answers | list[dict[str, Any]]":
         started = time.perf_counter()
         live = self.version_of(model, version)
         split = self.splits.get(live.model) if version is None else None
@@ -226,7 +197,7 @@ class Switchboard:
             received = datetime.now(UTC)
             facts = (event_time or received, received, live.version, CHAMPION, owner)
             self.journal.add(live.model, live.version, watch, _entries(ids, facts, predictions, scores, rows))
-        return _Answers(live, variant, round(elapsed * 1000, 3), ids, predictions, probabilities)
+        return RepliesOfOne(live, variant, round(elapsed * 1000, 3), ids, predictions, probabilities)
 
     async def _predict_split(
         self,
@@ -236,7 +207,7 @@ class Switchboard:
         event_time: datetime | None,
         owner: str,
         users: Sequence[str] | None,
-    ) -> list[dict[str, Any]]:
+    ) -> RepliesOfSplit:
         """Return one reply a record where a split shares the traffic out, and journal each row with its assignment."""
         ids = request_ids if request_ids is not None else new_ids(_length(records))
         model = split.champion.model
@@ -282,7 +253,7 @@ class Switchboard:
         if watch is not None:
             for version, entries in logged.items():
                 self.journal.add(model, version, watch, entries)
-        return replies
+        return RepliesOfSplit(replies)
 
     def _checked(self, live: LiveVersion, records: Rows) -> list[Row] | Table:
         try:
@@ -320,46 +291,6 @@ class Switchboard:
     def health(self) -> dict[str, Any]:
         """Return that we are alive, what is live, and what is on trial."""
         return {"status": "ok", "version": __version__, "models": self._versions(), "candidates": self.trials}
-
-
-class _Answers(NamedTuple):
-    """What one version answered to the rows of one call."""
-
-    live: LiveVersion
-    variant: str
-    milliseconds: float
-    ids: Sequence[str]
-    predictions: list[Any]
-    probabilities: list[float | None]
-
-    def records(self) -> list[dict[str, Any]]:
-        """Return a reply a row."""
-        live, variant, milliseconds, *columns = self
-        return [
-            {
-                "prediction": prediction,
-                "prediction_probability": probability,
-                "model_version": live.version,
-                "processing_time_ms": milliseconds,
-                "model": live.model,
-                "request_id": request_id,
-                "variant": variant,
-            }
-            for request_id, prediction, probability in zip(*columns, strict=True)
-        ]
-
-    def columns(self) -> dict[str, Sequence[Any]]:
-        """Return the same, one list a field."""
-        n = len(self.ids)
-        return {
-            "prediction": self.predictions,
-            "prediction_probability": self.probabilities,
-            "model_version": [self.live.version] * n,
-            "processing_time_ms": [self.milliseconds] * n,
-            "model": [self.live.model] * n,
-            "request_id": self.ids,
-            "variant": [self.variant] * n,
-        }
 
 
 def _entries(

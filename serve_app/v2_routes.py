@@ -125,7 +125,7 @@ class _V2Routes:
             caller.owner,
             [user] * len(asked.records) if user else None,
         )
-        data, json_length = infer_body(live, asked, replies)
+        data, json_length = infer_body(live, asked, replies.records())
         if json_length is None:
             return Response(data, media_type="application/json")
         return Response(data, media_type=_OCTETS, headers={_JSON_LENGTH: str(json_length)})

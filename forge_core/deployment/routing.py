@@ -30,7 +30,7 @@ def read_state(ledger: Ledger) -> tuple[int, State]:
 
     A state is `{"models": {name: {"champion": "3", "previous": "2", "candidate": "4"}}}`; a model whose first
     version is on trial has a candidate only. An entry may have a `split`, a `shadow`, and a `warm` version too, as a
-    `routing_table.Row` has them.
+    `routing_table.Route` has them.
     """
     revision, state = ledger.serving_state(ROUTER)
     return revision, state or {"models": {}}

@@ -36,8 +36,8 @@ class Shadow(TypedDict):
     share: float
 
 
-class Row(TypedDict, total=False):
-    """One model's row."""
+class Route(TypedDict, total=False):
+    """One model's row of the table."""
 
     champion: str
     candidate: str
@@ -46,7 +46,7 @@ class Row(TypedDict, total=False):
     shadow: Shadow
 
 
-Table = dict[str, Row]
+Table = dict[str, Route]
 
 
 def variant_name(model: str, version: str) -> str:
@@ -61,7 +61,7 @@ def desired_table(state: State, live: Table, trying: str | None) -> Table:
     """
     table: Table = {}
     for model, entry in state["models"].items():
-        row: Row = {name: entry[name] for name in (*ROLES, "split", "shadow") if entry.get(name)}  # type: ignore[assignment]
+        row: Route = {name: entry[name] for name in (*ROLES, "split", "shadow") if entry.get(name)}  # type: ignore[assignment]
         candidate = row.get("candidate")
         if model != trying and candidate not in {live.get(model, {}).get("candidate"), *traffic_versions(row)}:
             row.pop("candidate", None)
@@ -70,13 +70,13 @@ def desired_table(state: State, live: Table, trying: str | None) -> Table:
     return table
 
 
-def traffic_versions(row: Row) -> set[str]:
+def traffic_versions(row: Route) -> set[str]:
     """Return the versions that a row's split and shadow name."""
     shared = set(row["split"]["variants"].values()) if "split" in row else set()
     return shared | ({row["shadow"]["version"]} if "shadow" in row else set())
 
 
-def row_versions(row: Row) -> set[str]:
+def row_versions(row: Route) -> set[str]:
     """Return every version that a row names."""
     named = {row.get("champion"), row.get("candidate"), row.get("warm")}
     return {version for version in named if version} | traffic_versions(row)

@@ -181,6 +181,7 @@ def trained(
     return storage, version.id, one, two
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_two_workers_that_stream_learn_what_one_learns(
     trained: tuple[Storage, str, DistributedResult, DistributedResult],
@@ -193,6 +194,7 @@ def test_two_workers_that_stream_learn_what_one_learns(
     assert np.abs(a - b).max() < 5e-3
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_the_result_becomes_a_version_like_any_other(
     trained: tuple[Storage, str, DistributedResult, DistributedResult], tmp_path: Path
@@ -274,6 +276,7 @@ def test_more_workers_than_cores_work_on_this_machine_and_are_refused_on_a_real_
         room_for(8)
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.parametrize(
     ("spoil", "error", "says"),

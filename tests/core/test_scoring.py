@@ -279,6 +279,7 @@ def test_a_folder_is_scored_row_by_row_with_the_faults_told(
         run(output=str(tmp_path / "elsewhere"))
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.s3
 @pytest.mark.parametrize("target", ["three", "quantity"])

@@ -64,6 +64,7 @@ def record(number: int, value: float | None = 0.5, state: str = "complete") -> d
     }  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_a_search_that_was_cut_goes_on_and_ends_where_the_uncut_one_does(
     cluster: None, split: SplitRequest, tmp_path: Path

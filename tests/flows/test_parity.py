@@ -38,7 +38,7 @@ from forge_core.training import candidate
 from forge_core.training.candidate import Recipe
 from forge_core.training.datasets import SplitRequest
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.long, pytest.mark.stack, pytest.mark.timeout(300)]
 
 MODEL = "replayed"
 ROW = {"features": {"feature1": 1.0, "feature2": "category1"}}

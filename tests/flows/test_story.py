@@ -138,6 +138,7 @@ def test_unknown_models_routes_and_broken_json_are_problems_too(trained: dict[st
     assert api.post("/predict", content=b'{"fea', headers={"content-type": "application/json"}).status_code == 400
 
 
+@pytest.mark.long
 def test_a_data_set_is_scored_by_its_flow_and_leaves_a_table_and_a_picture(
     stack: Settings, prefect: PrefectApi, trained: dict[str, Any], tmp_path: Path
 ) -> None:

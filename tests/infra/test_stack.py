@@ -96,6 +96,7 @@ def test_a_killed_worker_comes_back(settings: Settings) -> None:
     assert stack.status(settings).members[3].restarts == 1
 
 
+@pytest.mark.long
 def test_a_member_that_does_not_come_up_is_told_with_its_log_and_leaves_others_alone(settings: Settings) -> None:
     home = short_home()
     broken = stack_settings(home, free_ports)
@@ -113,6 +114,7 @@ def test_a_member_that_does_not_come_up_is_told_with_its_log_and_leaves_others_a
     assert stack.status(settings).healthy
 
 
+@pytest.mark.long
 def test_up_after_a_killed_supervisor_replaces_every_member_once(settings: Settings) -> None:
     run = _run_that_never_ends(settings)
     before = stack.status(settings)

@@ -210,6 +210,7 @@ def test_broken_labels_are_those_that_are_learnt_from() -> None:
     assert broken["target"].sum() == rows["target"].sum() and (broken["target"] != rows["target"]).mean() > 0.3
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("broken", [False, True])
 def test_model_validation_passes_a_good_model_and_fails_a_bad_one(broken: bool, tmp_path: Path) -> None:

@@ -5,11 +5,14 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httpx
+import pytest
+import yaml
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from serve_app.ingress import Way, answer_here
+from infra.local.environment import ROOT
+from serve_app.ingress import AT_ONCE, Way, answer_here
 
 
 async def _serve(scope: Scope, receive: Receive, send: Send) -> None:
@@ -65,6 +68,13 @@ def test_more_requests_than_it_works_on_are_turned_away_at_once_and_later_ones_l
     turned_away = next(reply for reply in replies if reply.status_code == 503)
     assert int(turned_away.headers["retry-after"]) > 0 and "3 requests are under way" in turned_away.json()["detail"]
     assert later.status_code == 200
+
+
+@pytest.mark.parametrize("file", ["serve.yaml", "serve-cluster.yaml"])
+def test_both_ways_turn_away_beyond_the_same_number(file: str) -> None:
+    applications = yaml.safe_load((ROOT / "deployments" / file).read_text())["applications"]
+    (router,) = (d for app in applications if app["name"] == "router" for d in app["deployments"])
+    assert router["max_ongoing_requests"] == AT_ONCE
 
 
 def test_a_router_that_fails_gives_its_place_back() -> None:

@@ -49,8 +49,8 @@ def test_a_candidate_is_held_without_traffic_and_its_promotion_loads_nothing() -
         board = Board({"1": rising, "2": rising})
         await board.route({"m": {"champion": "1"}})
         await board.route({"m": {"champion": "1", "candidate": "2"}})
-        assert (await board.predict("m", [ROW]))[0]["model_version"] == "1"
-        assert (await board.predict("m", [ROW], version="2"))[0]["model_version"] == "2"
+        assert (await board.predict("m", [ROW])).records()[0]["model_version"] == "1"
+        assert (await board.predict("m", [ROW], version="2")).records()[0]["model_version"] == "2"
         assert board.health()["models"] == {"m": "1"} and board.health()["candidates"] == {"m": "2"}
         held = board.held["m"]["2"]
         await board.route({"m": {"champion": "2"}})

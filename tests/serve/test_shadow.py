@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from forge_core.deployment.routing_table import Row
+from forge_core.deployment.routing_table import Route
 from forge_core.experiments.assignment import unit_point
 from forge_core.monitoring.metric_names import SHADOW_DROPPED, SHADOWED
 from forge_core.monitoring.shadow_log import SHADOW_COLUMNS, ShadowLog
@@ -24,7 +24,7 @@ from tests.serve.test_splits import NarrowBoard, falling
 ROW = {"x": 7.0, "town": "Oslo"}
 
 
-def table(share: float = 1.0) -> Row:
+def table(share: float = 1.0) -> Route:
     return {"champion": "1", "candidate": "2", "shadow": {"version": "2", "share": share}}
 
 

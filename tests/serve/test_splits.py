@@ -11,7 +11,7 @@ import pandera.pandas as pa
 import pytest
 
 from forge_core.data.contracts import Contract
-from forge_core.deployment.routing_table import Row
+from forge_core.deployment.routing_table import Route
 from forge_core.experiments.assignment import assign, unit_id, unit_point
 from forge_core.monitoring.metric_names import SPLIT_FAULTS
 from serve_app.journal import Watch
@@ -29,7 +29,7 @@ def falling(values: list[float]) -> list[float]:
     return [1.0 - score for score in rising(values)]
 
 
-def row(segments: Any = SEGMENTS, **more: Any) -> Row:
+def row(segments: Any = SEGMENTS, **more: Any) -> Route:
     split = {
         "id": "rollout:2",
         "salt": "s",
@@ -50,7 +50,7 @@ class NarrowBoard(Board):
 
 
 @contextmanager
-def api(board: Board, table: Row | None = None) -> Iterator[httpx.Client]:
+def api(board: Board, table: Route | None = None) -> Iterator[httpx.Client]:
     with served(board) as url, httpx.Client(base_url=url, trust_env=False) as client:
         asyncio.run(board.route({"m": table or row()}))
         yield client
@@ -187,7 +187,7 @@ def test_a_variant_that_cannot_be_loaded_leaves_its_rows_to_the_champion() -> No
 def test_steps_and_the_end_of_a_split_load_nothing_and_lose_nothing_under_load() -> None:
     board = Board({"1": rising, "2": falling})
     shares = [0.99, 0.95, 0.75, 0.5]
-    tables: list[Row] = [row(segments=((s, "champion"), (1.0, "canary"))) for s in shares]
+    tables: list[Route] = [row(segments=((s, "champion"), (1.0, "canary"))) for s in shares]
     tables += [row(segments=((1.0, "canary"),)), {"champion": "2", "warm": "1"}, {"champion": "1"}]
 
     async def play() -> list[dict[str, Any]]:
@@ -200,7 +200,7 @@ def test_steps_and_the_end_of_a_split_load_nothing_and_lose_nothing_under_load()
             while not ended.is_set():
                 number += 16
                 x = float(number % 400)
-                (reply,) = await board.predict("m", [{"x": x, "town": "Oslo"}], users=[f"user{number}"])
+                (reply,) = (await board.predict("m", [{"x": x, "town": "Oslo"}], users=[f"user{number}"])).records()
                 score = (rising if reply["model_version"] == "1" else falling)([x])[0]
                 assert reply["prediction_probability"] == pytest.approx(max(score, 1 - score))
                 replies.append(reply)
