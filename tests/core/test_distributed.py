@@ -85,6 +85,7 @@ def test_a_network_learns_the_same_from_the_same_seed_and_survives_storage_and_o
     assert measure_parity(pipeline, onnx, frame[FEATURES]).largest_difference < 1e-5
 
 
+@pytest.mark.slow
 def test_a_network_tells_more_than_two_classes_apart_and_stops_early() -> None:
     frame = generate_sample_data(1500, random_state=0)
     X = FeatureEngineer(scale=True).fit_transform(frame[FEATURES])

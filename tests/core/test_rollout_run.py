@@ -126,6 +126,7 @@ def test_a_held_rollout_is_looked_at_and_harm_sends_it_back_all_the_same(house: 
     assert again(house).outcome in ("", "rolled back")
 
 
+@pytest.mark.slow
 def test_a_version_that_is_deleted_while_it_runs_goes_back(house: House) -> None:
     start(house)
     house.registry.client.delete_model_version("m", "2")

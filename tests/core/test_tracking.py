@@ -176,6 +176,7 @@ def test_performance_of_numbers_is_a_regression_and_odd_shapes_are_named() -> No
 # --- the server goes away (these come last: each leaves it running)
 
 
+@pytest.mark.long
 def test_a_server_killed_in_the_middle_loses_no_metric(
     server: MlflowServer, client: MlflowClient, tmp_path: Path
 ) -> None:
@@ -210,6 +211,7 @@ def test_a_server_killed_in_the_middle_loses_no_metric(
     assert not list(outbox(tmp_path).iterdir())
 
 
+@pytest.mark.long
 def test_what_is_left_at_the_end_is_told_kept_and_sent_later(
     server: MlflowServer, client: MlflowClient, tmp_path: Path,
     caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str],

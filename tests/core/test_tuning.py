@@ -101,6 +101,7 @@ def test_the_champion_is_tried_first_and_what_lags_behind_is_stopped(cluster: No
     assert found.picture().startswith(b"\x89PNG")
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_trials_that_fail_are_counted_with_their_reason_and_tried_again(
     cluster: None, split: SplitRequest, caplog: pytest.LogCaptureFixture
