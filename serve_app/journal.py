@@ -2,13 +2,14 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from ray import serve
 
 from forge_core.monitoring.metric_names import DROPPED, LOGGED, SHADOW_DROPPED
-from serve_app.columns import Row, Table, packed
+from serve_app.columns import Packed, Row, Table, packed
 from serve_app.counting import Counting
 
 logger = logging.getLogger(__name__)
@@ -84,41 +85,45 @@ class Journal:
     async def _gather(self) -> None:
         while self.rows or self.tables:
             await asyncio.sleep(_GATHER_SECONDS)
-            rows, self.rows, tables, self.tables = self.rows, {}, self.tables, []
-            for key, gathered in rows.items():
-                self._ship(key, gathered, _SHIPMENT)
-            for key, table in _together(tables):
-                self._ship(key, table, _TABLE_SHIPMENT)
+            gathered, self.rows, tables, self.tables = self.rows, {}, self.tables, []
+            for key, rows in gathered.items():
+                for start in range(0, len(rows), _SHIPMENT):
+                    part = rows[start : start + _SHIPMENT]
+                    self._ship(key, len(part), partial(packed, part))
+            for key, parts in _shipments(tables):
+                self._ship(key, sum(map(len, parts)), partial(_packed_together, parts))
 
-    def _ship(self, key: _Key, rows: list[Row] | Table, most: int) -> None:
-        for start in range(0, len(rows), most):
-            sent = asyncio.ensure_future(self._send(*key, rows[start : start + most]))
-            self._under_way.add(sent)
-            sent.add_done_callback(self._under_way.discard)
+    def _ship(self, key: _Key, n_rows: int, columns: Callable[[], Packed]) -> None:
+        sent = asyncio.ensure_future(self._send(*key, n_rows, columns))
+        self._under_way.add(sent)
+        sent.add_done_callback(self._under_way.discard)
 
-    async def _send(self, model: str, version: str, watch: Watch, rows: list[Row] | Table) -> None:
+    async def _send(self, model: str, version: str, watch: Watch, n_rows: int, columns: Callable[[], Packed]) -> None:
         try:
             if self._log is None:
                 # Asking for a handle waits for the controller, and plain values need no look at each of them.
                 self._log = serve.get_app_handle("profiler").log.options(request_serialization="pickle")
-            await self._log.remote(model, version, watch, packed(rows))
+            await self._log.remote(model, version, watch, columns())
             if watch.form != "shadow":
-                self.counting.count(LOGGED, (model, version), len(rows))
+                self.counting.count(LOGGED, (model, version), n_rows)
         except Exception:
-            self._drop(model, version, watch, len(rows), "profiler")
-            logger.exception("rows not logged model=%s version=%s rows=%d", model, version, len(rows))
+            self._drop(model, version, watch, n_rows, "profiler")
+            logger.exception("rows not logged model=%s version=%s rows=%d", model, version, n_rows)
         finally:
-            self.waiting -= len(rows)
+            self.waiting -= n_rows
 
 
-def _together(tables: Sequence[tuple[_Key, Table]]) -> Iterator[tuple[_Key, Table]]:
-    """Yield the tables of each key put together until they have the rows of a shipment: a call costs a millisecond."""
+def _shipments(tables: Sequence[tuple[_Key, Table]]) -> Iterator[tuple[_Key, list[Table]]]:
+    """Yield the tables of each key, as many as a shipment may hold: each costs a call, however small it is."""
     held: dict[_Key, list[Table]] = {}
     for key, table in tables:
         parts = held.setdefault(key, [])
-        if sum(map(len, parts)) + len(table) > _TABLE_SHIPMENT and parts:
-            yield key, Table.joined(parts)
-            parts.clear()
+        if parts and sum(map(len, parts)) + len(table) > _TABLE_SHIPMENT:
+            yield key, parts
+            parts = held[key] = []
         parts.append(table)
-    for key, parts in held.items():
-        yield key, Table.joined(parts)
+    yield from held.items()
+
+
+def _packed_together(tables: Sequence[Table]) -> Packed:
+    return packed(Table.joined(tables))
