@@ -34,9 +34,6 @@ class Same:
     def __getitem__(self, part: slice) -> "Same":
         return Same(self.value, len(range(*part.indices(self.n))))
 
-    def __iter__(self) -> Iterator[Any]:
-        return iter([self.value] * self.n)
-
 
 # Each a sequence, an array of numbers or of datetimes, an Arrow array of texts, or `Same`.
 Packed = list[Any]
@@ -84,12 +81,17 @@ def packed(rows: Sequence[Row] | Table) -> Packed:
     return rows.columns if isinstance(rows, Table) else [_packed(column) for column in zip(*rows, strict=True)]
 
 
-def values_of(column: Any) -> Sequence[Any] | NDArray[Any]:
-    """Return the values of a packed column one by one."""
+def values_of(column: Any) -> Any:
+    """Return a packed column with a place for each row: a sequence, or an array of NumPy's or Arrow's."""
     if not isinstance(column, Same):
-        return column.to_pylist() if isinstance(column, pa.Array) else column
-    value = column.value
-    return np.full(len(column), value) if isinstance(value, np.datetime64) else [value] * len(column)
+        return column
+    match column.value:
+        case str(text):
+            return pa.repeat(pa.scalar(text), len(column))
+        case np.datetime64() as moment:
+            return np.full(len(column), moment)
+        case value:
+            return [value] * len(column)
 
 
 def joined(pieces: Sequence[Any]) -> Any:
@@ -127,9 +129,8 @@ def _packed(column: Any) -> Any:
 
 
 def _texts(piece: Any) -> pa.Array:
-    if isinstance(piece, Same):
-        return pa.repeat(pa.scalar(piece.value, pa.string()), len(piece))
-    return piece if isinstance(piece, pa.Array) else pa.array(piece, pa.string())
+    values = values_of(piece)
+    return values if isinstance(values, pa.Array) else pa.array(values, pa.string())
 
 
 def _part(column: Any, part: slice) -> Any:

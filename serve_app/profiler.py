@@ -11,12 +11,10 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
-import numpy as np
 import pandas as pd
-import pyarrow as pa
 
+from forge_core.data.many_row_checks import as_pandas
 from forge_core.deployment.mirror import mirrored_version
 from forge_core.errors import ServiceUnavailable
 from forge_core.monitoring.prediction_log import PredictionLog
@@ -25,7 +23,7 @@ from forge_core.monitoring.shadow_log import SHADOW_COLUMNS, ShadowLog
 from forge_core.monitoring.windows import ReferenceProfile, WindowStore, window_start
 from forge_core.statistics.counts import GridCounts
 from forge_core.storage import Storage
-from serve_app.columns import Packed, Same, joined, n_rows, values_of
+from serve_app.columns import Packed, joined, n_rows, values_of
 from serve_app.journal import Watch
 
 logger = logging.getLogger(__name__)
@@ -177,14 +175,5 @@ class Profiler:
 
 def _frame(parts: Sequence[Packed], names: Sequence[str]) -> pd.DataFrame:
     """Return the rows of several parts as one frame."""
-    return pd.DataFrame({name: _column(pieces) for name, pieces in zip(names, zip(*parts, strict=True), strict=True)})
-
-
-def _column(pieces: Sequence[Any]) -> Any:
-    column = joined(pieces)
-    if isinstance(column, Same):
-        return _column([values_of(column)])
-    if isinstance(column, pa.Array):
-        return column.to_pandas()
-    is_time = isinstance(column, np.ndarray) and column.dtype.kind == "M"
-    return pd.to_datetime(column, utc=True) if is_time else column
+    columns = zip(names, zip(*parts, strict=True), strict=True)
+    return pd.DataFrame({name: as_pandas(values_of(joined(pieces))) for name, pieces in columns})

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
@@ -59,6 +60,14 @@ def plain_values(column: Any) -> Sequence[Any]:
         return column
     values = column.tolist()
     return [v if v is None else v.replace(tzinfo=UTC) for v in values] if column.dtype.kind == "M" else values
+
+
+def as_pandas(column: Any) -> Any:
+    """Return what a frame takes for a column as `check_columns` gives it."""
+    if isinstance(column, pa.Array):
+        return column.to_pandas()
+    is_time = isinstance(column, np.ndarray) and column.dtype.kind == "M"
+    return pd.to_datetime(column, utc=True) if is_time else column
 
 
 def _check_each(rules: Sequence[FieldRule], given: Rows) -> list[tuple[Any, ...]]:

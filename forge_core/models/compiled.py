@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 from numpy.typing import NDArray
 
+from forge_core.data.many_row_checks import as_pandas
 from forge_core.models.feature_graph import feature_graph
 from forge_core.models.model_trainer import score
 from forge_core.models.onnx_inputs import filler, plain_columns
@@ -113,7 +113,7 @@ class NativeModel:
 
     def score(self, columns: Columns) -> NDArray[np.float64]:
         """Return what `forge_core.models.model_trainer.score` gives."""
-        return score(self._pipeline, pd.DataFrame({c: _as_pandas(columns[c]) for c in self._columns}))
+        return score(self._pipeline, pd.DataFrame({c: as_pandas(columns[c]) for c in self._columns}))
 
     def score_frame(self, frame: pd.DataFrame) -> NDArray[np.float64]:
         """Return what `score` gives for the frame's columns."""
@@ -213,13 +213,6 @@ class _PlainAttributes:
     def add_node(self, op_type: str, inputs: Any, outputs: Any, **attributes: Any) -> Any:
         """Add a node after casting its attributes."""
         return self._container.add_node(op_type, inputs, outputs, **{k: _plain(v) for k, v in attributes.items()})
-
-
-def _as_pandas(values: Any) -> Any:
-    if isinstance(values, pa.Array):
-        return values.to_pandas()
-    is_time = isinstance(values, np.ndarray) and values.dtype.kind == "M"
-    return pd.to_datetime(values, utc=True) if is_time else values
 
 
 def _plain(value: Any) -> Any:
