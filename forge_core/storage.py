@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
 import pandas as pd
 
 from forge_core.errors import ConfigurationError, DataNotFound
@@ -106,8 +107,12 @@ class Storage:
         return json.loads(self.read_bytes(key))
 
     def write_frame(self, key: str, frame: pd.DataFrame) -> None:
-        """Write a frame as one Parquet file (zstd), without its index."""
-        self.write_bytes(key, frame.to_parquet(index=False, compression="zstd"))
+        """Write a frame as one Parquet file (zstd), without its index.
+
+        Floats get no dictionary: what is measured seldom repeats, and looking for it takes a third of the time.
+        """
+        coded = [str(name) for name, kind in zip(frame.columns, frame.dtypes, strict=True) if kind != np.float64]
+        self.write_bytes(key, frame.to_parquet(index=False, compression="zstd", use_dictionary=coded))
 
     def read_frame(self, key: str, columns: list[str] | None = None) -> pd.DataFrame:
         """Return the frame stored as Parquet under the key."""

@@ -1,8 +1,8 @@
 """Rows column by column: on their way between replicas, and a batch from its check to its log.
 
 A datetime is pickled as an object that is taken apart and made anew: one column of them took longer than eleven others.
-So columns of datetimes, which are in UTC here, travel as arrays of datetime64[us]. Many texts travel as an Arrow array,
-which the other side takes as it lies there.
+So columns of datetimes, which are in UTC here, travel as arrays of datetime64[us]. Many texts, whole numbers and truth
+values travel as an Arrow array, which the other side takes as it lies there.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ class Same:
         return Same(self.value, len(range(*part.indices(self.n))))
 
 
-# Each a sequence, an array of numbers or of datetimes, an Arrow array of texts, or `Same`.
+# Each a sequence, an array of numbers or of datetimes, an Arrow array of anything else, or `Same`.
 Packed = list[Any]
 
 # From so many texts on an Arrow array of them is the quicker one.
@@ -99,9 +99,11 @@ def joined(pieces: Sequence[Any]) -> Any:
     first = pieces[0]
     if isinstance(first, Same) and all(isinstance(p, Same) and p.value == first.value for p in pieces):
         return Same(first.value, sum(map(len, pieces)))
-    if any(isinstance(piece.value if isinstance(piece, Same) else piece, pa.Array | str) for piece in pieces):
-        return pa.concat_arrays([_texts(piece) for piece in pieces])
     columns = list(map(values_of, pieces))
+    if (typed := next((column for column in columns if isinstance(column, pa.Array)), None)) is not None:
+        with contextlib.suppress(pa.ArrowException, OverflowError, UnicodeEncodeError):  # what only Python holds
+            return pa.concat_arrays([_as_typed(column, typed.type) for column in columns])
+        return list(chain.from_iterable(map(plain_values, columns)))
     array = next((column for column in columns if isinstance(column, np.ndarray)), None)
     if array is None:
         return list(chain.from_iterable(columns))
@@ -128,9 +130,8 @@ def _packed(column: Any) -> Any:
     return column
 
 
-def _texts(piece: Any) -> pa.Array:
-    values = values_of(piece)
-    return values if isinstance(values, pa.Array) else pa.array(values, pa.string())
+def _as_typed(column: Any, kind: pa.DataType) -> pa.Array:
+    return column if isinstance(column, pa.Array) else pa.array(column, kind, from_pandas=True)
 
 
 def _part(column: Any, part: slice) -> Any:

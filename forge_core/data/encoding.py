@@ -136,10 +136,13 @@ def distinct_texts(values: pd.Series) -> tuple[NDArray[np.intp], list[str]]:
     return codes, [cell_text(v) for v in levels]
 
 
-def coded_texts(texts: pa.Array) -> tuple[NDArray[np.intp], list[str]]:
-    """Return what `distinct_texts` does for an Arrow array of texts."""
-    coded = texts.dictionary_encode()
-    return coded.indices.fill_null(-1).to_numpy(zero_copy_only=False), coded.dictionary.to_pylist()
+def coded_texts(cells: pa.Array) -> tuple[NDArray[np.intp], list[str]]:
+    """Return what `distinct_texts` does for an Arrow array of texts, whole numbers or truth values."""
+    coded = cells.dictionary_encode()
+    levels = coded.dictionary.to_pylist()
+    is_text = pa.types.is_string(cells.type) or pa.types.is_large_string(cells.type)
+    texts = levels if is_text else [cell_text(level) for level in levels]
+    return coded.indices.fill_null(-1).to_numpy(zero_copy_only=False), texts
 
 
 def _arrow_texts(values: pd.Series) -> pa.Array | None:

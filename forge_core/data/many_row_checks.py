@@ -46,7 +46,8 @@ def check_many(rules: Sequence[FieldRule], given: Rows) -> list[tuple[Any, ...]]
 def check_columns(rules: Sequence[FieldRule], given: Rows) -> list[Any]:
     """Return what `check_many` does, a sequence a rule.
 
-    That of numbers may be an array of float64, of texts an Arrow array, of moments an array of datetime64[us] in UTC.
+    That of numbers may be an array of float64, of moments an array of datetime64[us] in UTC; that of whole numbers,
+    truth values or texts an Arrow array.
     """
     columns = _typed_columns(rules, given)
     return list(zip(*_check_each(rules, given), strict=True)) if columns is None else columns
@@ -55,7 +56,9 @@ def check_columns(rules: Sequence[FieldRule], given: Rows) -> list[Any]:
 def plain_values(column: Any) -> Sequence[Any]:
     """Return the Python values of a column as `check_columns` gives it."""
     if isinstance(column, pa.Array):
-        return column.to_pylist()
+        values = column.to_pylist()
+        is_gappy = column.null_count and pa.types.is_integer(column.type)
+        return [math.nan if v is None else v for v in values] if is_gappy else values
     if not isinstance(column, np.ndarray):
         return column
     values = column.tolist()
@@ -127,7 +130,7 @@ def _typed(rule: FieldRule, values: list[Any]) -> Any:
         case "category":
             typed = given.cast(pa.string()) if given.type in _TEXT else None
         case "boolean":
-            typed = given.to_pylist() if given.type in _TRUTH else None
+            typed = given.cast(pa.bool_()) if given.type in _TRUTH else None
         case _:
             typed = _times(given)
     if typed is None or (rule.allowed is None and not rule.forbidden):
@@ -144,7 +147,7 @@ def _as_arrow(values: list[Any]) -> pa.Array | None:
         return None
 
 
-def _numbers(rule: FieldRule, given: pa.Array) -> list[Any] | NDArray[np.float64] | None:
+def _numbers(rule: FieldRule, given: pa.Array) -> pa.Array | NDArray[np.float64] | None:
     whole = rule.kind == "integer"
     if given.type not in (_WHOLE if whole else _NUMBER):
         return None
@@ -154,7 +157,7 @@ def _numbers(rule: FieldRule, given: pa.Array) -> list[Any] | NDArray[np.float64
         return None
     if len(present) and not rule.low <= present.min() <= present.max() <= rule.high:
         return None
-    return [math.nan if v is None else v for v in given.to_pylist()] if whole else numbers
+    return given.cast(pa.int64()) if whole else numbers
 
 
 def _times(given: pa.Array) -> list[Any] | NDArray[np.datetime64] | None:

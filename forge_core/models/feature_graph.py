@@ -4,7 +4,7 @@ Each column's nodes mirror `FeatureEngineer.transform`; the layout of the state 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
@@ -14,6 +14,13 @@ from forge_core.data.encoding import PARTS, n_outputs
 from forge_core.data.feature_engineering import FeatureEngineer
 
 _ML = "ai.onnx.ml"
+
+
+class _Piece(NamedTuple):
+    """A tensor of shape (n_rows, width)."""
+
+    name: str
+    width: int
 
 
 class _Graph:
@@ -63,67 +70,69 @@ def feature_graph(engineer: FeatureEngineer, *, output: str, opset: Mapping[str,
 
 def _ordered(graph: _Graph, columns: Sequence[dict[str, Any]]) -> str:
     """Add all columns' outputs: numbers in one go, since a node costs more than its arithmetic, then put in order."""
-    places: dict[str, list[int]] = {"value": [], "flag": [], "block": []}
-    at, blocks = 0, []
-    for column in columns:
-        width = n_outputs(column)
-        if column["kind"] == "number":
-            places["value"].append(at)
-            places["flag"] += range(at + 1, at + width)
-        else:
-            places["block"] += range(at, at + width)
-            blocks += _block(graph, column)
-        at += width
     numbers = [column for column in columns if column["kind"] == "number"]
-    matrix = graph.add("Concat", *_numbers(graph, numbers), *blocks, axis=1)
-    found = [place for part in places.values() for place in part]
-    if found == sorted(found):
+    pieces = _numbers(graph, numbers)
+    value, flag, at = 0, len(numbers), _width(pieces)
+    # Where each output stands among the pieces, which may hold more than is wanted.
+    wanted: list[int] = []
+    for column in columns:
+        if column["kind"] == "number":
+            wanted += [value, flag][: n_outputs(column)]
+            value, flag = value + 1, flag + 1
+        else:
+            wanted += range(at, at + n_outputs(column))
+            block = _block(graph, column)
+            pieces += block
+            at += _width(block)
+    matrix = graph.add("Concat", *(piece.name for piece in pieces), axis=1)
+    if wanted == list(range(at)):
         return matrix
-    return graph.add("Gather", matrix, graph.constant(np.argsort(found), np.int64), axis=1)
+    # Rows are taken whole, but columns cell by cell: a thousand rows take a quarter of the time on their side.
+    turned = graph.add("Transpose", matrix, perm=[1, 0])
+    chosen = graph.add("Gather", turned, graph.constant(wanted, np.int64), axis=0)
+    return graph.add("Transpose", chosen, perm=[1, 0])
 
 
-def _block(graph: _Graph, column: dict[str, Any]) -> list[str]:
+def _width(pieces: Sequence[_Piece]) -> int:
+    return sum(piece.width for piece in pieces)
+
+
+def _block(graph: _Graph, column: dict[str, Any]) -> list[_Piece]:
     if column["kind"] == "datetime":
-        return _datetime(graph, column)
+        return _filled(graph, column["name"], column["name"], column["fill"], flags=column["missing"])
     return _one_hot(graph, column) if column["encoding"] == "one_hot" else _ordinal(graph, column)
 
 
-def _numbers(graph: _Graph, columns: Sequence[dict[str, Any]]) -> list[str]:
-    """Add the values of number columns as one block, and the flags of those that have one as another."""
+def _numbers(graph: _Graph, columns: Sequence[dict[str, Any]]) -> list[_Piece]:
+    """Add the values of number columns, and the flags of all of them where one has a flag."""
     if not columns:
         return []
     values = graph.add("Concat", *(column["name"] for column in columns), axis=1)
     # x - x is NaN for infinities as it is for NaN.
-    missing = graph.add("IsNaN", graph.add("Sub", values, values))
-    filled = graph.add("Where", missing, graph.constant([[column["fill"] for column in columns]]), values)
-    flagged = [i for i, column in enumerate(columns) if column["missing"]]
-    if not flagged:
-        return [filled]
-    flags = graph.add("Cast", missing, to=TensorProto.FLOAT)
-    return [filled, graph.add("Gather", flags, graph.constant(flagged, np.int64), axis=1)]
+    tested, fill = graph.add("Sub", values, values), [column["fill"] for column in columns]
+    return _filled(graph, values, tested, fill, flags=any(column["missing"] for column in columns))
 
 
-def _datetime(graph: _Graph, column: dict[str, Any]) -> list[str]:
-    missing = graph.add("IsNaN", column["name"])
-    filled = graph.add("Where", missing, graph.constant([column["fill"]]), column["name"])
-    if not column["missing"]:
-        return [filled]
-    flags = graph.add("Cast", missing, to=TensorProto.FLOAT)
-    return [filled, graph.add("Gather", flags, graph.constant([0], np.int64), axis=1)]
+def _filled(graph: _Graph, values: str, tested: str, fill: list[float], *, flags: bool) -> list[_Piece]:
+    """Add values with `fill` where `tested` is NaN, and where flags are wanted 1.0 for each such cell."""
+    missing = graph.add("IsNaN", tested)
+    filled = _Piece(graph.add("Where", missing, graph.constant([fill]), values), len(fill))
+    return [filled, _Piece(graph.add("Cast", missing, to=TensorProto.FLOAT), len(fill))] if flags else [filled]
 
 
-def _one_hot(graph: _Graph, column: dict[str, Any]) -> list[str]:
+def _one_hot(graph: _Graph, column: dict[str, Any]) -> list[_Piece]:
     levels = column["levels"]
     wide = graph.add("OneHotEncoder", column["name"], domain=_ML, cats_strings=levels, zeros=1)
-    return [graph.add("Reshape", wide, graph.constant([-1, len(levels)], np.int64))]
+    return [_Piece(graph.add("Reshape", wide, graph.constant([-1, len(levels)], np.int64)), len(levels))]
 
 
-def _ordinal(graph: _Graph, column: dict[str, Any]) -> list[str]:
+def _ordinal(graph: _Graph, column: dict[str, Any]) -> list[_Piece]:
     levels = column["levels"]
 
-    def lookup(values: list[float], unknown: float) -> str:
-        return graph.add(
+    def lookup(values: list[float], unknown: float) -> _Piece:
+        name = graph.add(
             "LabelEncoder", column["name"], domain=_ML, keys_strings=levels, values_floats=values, default_float=unknown
         )
+        return _Piece(name, 1)
 
     return [lookup([float(i) for i in range(len(levels))], -1.0), lookup(column["shares"], 0.0)]

@@ -73,6 +73,8 @@ def _times(values: Sequence[Any]) -> NDArray[np.float32]:
     return np.array([time_parts(v) for v in values], np.float32).reshape(-1, len(PARTS))
 
 
-def _numbers(values: Sequence[Any]) -> NDArray[np.float32]:
+def _numbers(values: Sequence[Any] | pa.Array) -> NDArray[np.float32]:
+    if isinstance(values, pa.Array):  # by way of float64, as number_column goes; a null becomes NaN
+        values = values.cast(pa.float64()).to_numpy(zero_copy_only=False)
     with np.errstate(over="ignore"):  # beyond float32 is infinite, which the graph takes as missing
         return np.array(values, dtype=np.float32).reshape(-1, 1)  # None becomes NaN

@@ -2,17 +2,20 @@
 
 Each server is started, asked whether it answers as the pipeline does, warmed, measured alone and stopped. Ours runs
 with everything switched on, before and after all others (the mean counts, because the machine's speed wanders), and
-each time with profile and log off too. `BENCH_SECONDS=2` tries it out; figures count at 10.
+each time with profile and log off too. Batches are put to ours and to MLflow's in turns, while the processes of the
+other stand still. `BENCH_SECONDS=2` tries it out; figures count at 10.
 """
 
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import psutil
 
 from tests.benchmarks.harness import Report
 from tests.benchmarks.serving_load import Load, mean, measure, need_wrk, write_bodies
@@ -25,6 +28,7 @@ SECONDS = float(os.environ.get("BENCH_SECONDS", "10"))
 WARM = min(3.0, SECONDS)
 LEVELS = (64, 16, 1)
 BATCH_CONNECTIONS = 2
+BATCH_ROUNDS = 2
 _BATCH = 1000
 
 Loads = dict[int, Load]
@@ -42,9 +46,9 @@ def run() -> bool:
             ours.start()
             served = ours.bring_live()
             first = _measure_ours(ours, served, folder, turned=False)
+            batches = {model: _measure_batches(ours, served[model], folder) for model in MODELS}
             ours.stop()
             peers = {peer.name: _measure_peer(peer, served["forest"], folder) for peer in PEERS}
-            batches = {model: _measure_mlflow_batches(served[model], folder) for model in MODELS}
             ours.start()
             last = _measure_ours(ours, served, folder, turned=True)
         finally:
@@ -59,7 +63,6 @@ class _Ours:
         self.levels: Loads = {}
         self.watched: list[Load] = []
         self.unwatched: list[Load] = []
-        self.batches: dict[str, Load] = {}
 
 
 def _measure_ours(ours: Ours, served: dict[str, Served], folder: Path, *, turned: bool) -> _Ours:
@@ -77,27 +80,56 @@ def _measure_ours(ours: Ours, served: dict[str, Served], folder: Path, *, turned
         (found.watched if watching else found.unwatched).append(levels[LEVELS[0]])
         if first:
             found.levels = levels
-            for model in MODELS:
-                body = write_bodies(folder / "ours-batch", _batches(served[model], columns))
-                path = f"/models/{model}/predict/batch"
-                found.batches[model] = _batch(f"ours, {model}", ours.url, path, body, ours.key)
     return found
 
 
 def _measure_peer(peer: Peer, served: Served, folder: Path) -> Loads:
     own = folder / peer.name.replace(", ", "-").replace(" ", "-")
-    with started(peer, served, own) as url:
+    with started(peer, served, own) as running:
+        url = running.url
         check(peer.name, partial(ask, peer, url), served.records, peer.right(served))
         bodies = write_bodies(own / "bodies", [peer.body([record]) for record in served.records])
         return _levels(peer.name, url, peer.path, bodies, LEVELS, idle=lambda: ask(peer, url, served.records[:1]))
 
 
-def _measure_mlflow_batches(served: Served, folder: Path) -> Load:
+class _Batches(NamedTuple):
+    """What the turns of batches gave."""
+
+    ours: list[Load]
+    mlflow: list[Load]
+
+
+def _measure_batches(ours: Ours, served: Served, folder: Path) -> _Batches:
+    """Put batches to ours, which runs and watches, and to MLflow's, one after the other and the other way round."""
     own = folder / f"MLflow-{served.name}"
-    with started(MLFLOW, served, own) as url:
-        check("MLflow", partial(ask, MLFLOW, url), served.records, served.answers, batches=True)
+    path, found = f"/models/{served.name}/predict/batch", _Batches([], [])
+    ours.watch(True)
+    with started(MLFLOW, served, own) as running:
+        check("MLflow", partial(ask, MLFLOW, running.url), served.records, served.answers, batches=True)
         bodies = write_bodies(own / "bodies", _batches(served, split_frame))
-        return _batch(f"MLflow, {served.name}", url, MLFLOW.path, bodies)
+        our_bodies = write_bodies(folder / "ours-batch", _batches(served, columns))
+        for turn in (0, 1, 1, 0) * BATCH_ROUNDS:
+            if turn == 0:
+                with _standing_still(running.processes()):
+                    found.ours.append(_batch(f"ours, {served.name}", ours.url, path, our_bodies, ours.key))
+            else:
+                with _standing_still(ours.processes()):
+                    found.mlflow.append(_batch(f"MLflow, {served.name}", running.url, MLFLOW.path, bodies))
+    return found
+
+
+@contextmanager
+def _standing_still(processes: Sequence[psutil.Process]) -> Iterator[None]:
+    """Stop processes for less time than after which they would miss each other."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.suspend()
+    try:
+        yield
+    finally:
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
 
 
 def _batches(served: Served, form: Callable[[Sequence[dict[str, Any]]], Any]) -> list[Any]:
@@ -135,7 +167,7 @@ def _batch(name: str, url: str, path: str, bodies: Path, key: str | None = None)
     return found
 
 
-def _report(rounds: Sequence[_Ours], peers: dict[str, Loads], batches: dict[str, Load]) -> bool:
+def _report(rounds: Sequence[_Ours], peers: dict[str, Loads], batches: dict[str, _Batches]) -> bool:
     report = Report("serving")
     most = LEVELS[0]
     ours = {level: mean([found.levels[level] for found in rounds]) for level in LEVELS[1:]}
@@ -156,17 +188,16 @@ def _report(rounds: Sequence[_Ours], peers: dict[str, Loads], batches: dict[str,
     quickest = min(peers[peer.name][1].p50 for peer in PEERS if peer.form == "documentation")
     report.add("p50 at 1 connection, ours / best as documented", ours[1].p50 / quickest, at_most=0.25)
     for model, at_least in {"forest": 1.5, "logistic": 5.0}.items():
-        rate = mean([found.batches[model] for found in rounds]).per_second
+        rate, theirs = (mean(loads).per_second for loads in batches[model])
         report.add(f"{model}, batches of {_BATCH}: ours, rows/s", rate * _BATCH)
-        report.add(f"{model}, batches of {_BATCH}: MLflow, rows/s", batches[model].per_second * _BATCH)
-        report.add(
-            f"{model}, batches of {_BATCH}: rows/s, ours / MLflow", rate / batches[model].per_second, at_least=at_least
-        )
+        report.add(f"{model}, batches of {_BATCH}: MLflow, rows/s", theirs * _BATCH)
+        report.add(f"{model}, batches of {_BATCH}: rows/s, ours / MLflow", rate / theirs, at_least=at_least)
     failed = [load.errors for found in rounds for load in (*found.levels.values(), *found.watched, *found.unwatched)]
-    failed += [load.errors for found in rounds for load in found.batches.values()]
+    failed += [load.errors for turns in batches.values() for load in turns.ours]
     report.add("requests of ours that failed", sum(failed), at_most=0)
     others = [load.errors for loads in peers.values() for load in loads.values()]
-    report.add("requests of the others that failed", sum(others) + sum(load.errors for load in batches.values()))
+    others += [load.errors for turns in batches.values() for load in turns.mlflow]
+    report.add("requests of the others that failed", sum(others))
     return report.finish()
 
 

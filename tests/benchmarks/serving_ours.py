@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from forge_core.deployment.routing import read_state
@@ -17,7 +18,7 @@ from forge_core.deployment.routing_table import desired_table, held_versions
 from forge_core.deployment.serve_client import get_serve_client
 from forge_core.ledger import Ledger
 from infra.local.environment import ROOT, child_environment
-from infra.local.processes import free_ports
+from infra.local.processes import free_ports, stack_processes
 from infra.local.stack import clean, down, environment, up
 from tests.benchmarks.serving_work import MODELS, Served, bring_live, write_policy
 from tests.stack_settings import short_home, stack_settings
@@ -75,6 +76,10 @@ class Ours:
             _without_watching(configuration)
         httpx.put(serve.url, json=configuration, headers=serve.headers, trust_env=False, timeout=60).raise_for_status()
         self._settle(serve.statuses)
+
+    def processes(self) -> list[psutil.Process]:
+        """Return all processes of the stack."""
+        return stack_processes(self.settings.home)
 
     def _settle(self, statuses: Any) -> None:
         deadline = time.monotonic() + 60

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from infra.local.deployments import tail
 from infra.local.environment import ROOT
-from infra.local.processes import free_ports
+from infra.local.processes import family, free_ports
 from tests.benchmarks.serving_venvs import venv_of
 from tests.benchmarks.serving_work import Served, mlflow_model
 
@@ -57,9 +57,21 @@ class Peer:
         return served.onnx_answers if "ONNX" in self.name else served.answers
 
 
+@dataclass(frozen=True)
+class Running:
+    """A peer's server: where it answers, and its first process."""
+
+    url: str
+    pid: int
+
+    def processes(self) -> list[psutil.Process]:
+        """Return all of its processes."""
+        return family(self.pid)
+
+
 @contextmanager
-def started(peer: Peer, served: Served, folder: Path) -> Iterator[str]:
-    """Give the URL of a peer's server, which is stopped at the end with all of its processes."""
+def started(peer: Peer, served: Served, folder: Path) -> Iterator[Running]:
+    """Give a peer's server, which is stopped at the end with all of its processes."""
     ports = free_ports(3)
     folder.mkdir(parents=True, exist_ok=True)
     variables = {
@@ -76,7 +88,7 @@ def started(peer: Peer, served: Served, folder: Path) -> Iterator[str]:
     url = f"http://127.0.0.1:{ports[0]}"
     try:
         _await_answer(peer, server, url, served.records[:1], log)
-        yield url
+        yield Running(url, server.pid)
     finally:
         _stop(server)
 
@@ -126,10 +138,7 @@ def _await_answer(
 
 
 def _stop(server: "subprocess.Popen[bytes]") -> None:
-    try:
-        processes = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
-    except psutil.NoSuchProcess:
-        processes = []
+    processes = family(server.pid)
     for process in processes:
         _signal(process.terminate)
     _, alive = psutil.wait_procs(processes, timeout=10)

@@ -23,7 +23,7 @@ from infra.local.stack import apply_environment, clean, up
 from tests.prove.replica_death import N_BATCHES
 from tests.prove.serving_ground import Ground, settings_with_files
 from tests.prove.serving_load import Report
-from tests.prove.serving_rounds import Kill, broken_versions, kills, scaling, swaps, switched_scaling
+from tests.prove.serving_rounds import HIGH, LOW, Kill, broken_versions, kills, scaling, swaps, switched_scaling
 
 PARTS = ("batches", "swaps", "broken", "kills", "scaling")
 RESULTS = Path("build/prove")
@@ -126,18 +126,20 @@ def _kill_faults(kill: Kill) -> list[str]:
 
 
 def _scaling(ground: Ground, versions: list[str], chosen: argparse.Namespace, console: Console) -> list[str]:
+    """A version that is not compiled, so that it is the variant that has work to do, under a step of load."""
+    ground.swap(ground.not_compiled(versions[0]))
     switched = switched_scaling(ground)
     _tell(console, "autoscaling switched on", switched)
-    report, seen, picture = scaling(ground, low=chosen.seconds / 8, high=chosen.seconds / 4)
+    step = scaling(ground, low=chosen.seconds / 8, high=chosen.seconds / 4)
     RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "serving_scaling.png").write_bytes(picture)
-    _tell(console, "2, 64 and 2 connections", report)
-    faults = _faults(switched) + _faults(report)
-    for place, name in ((1, "router"), (2, "variant")):
-        numbers = [look[place] for look in seen]
-        console.print(f"    {name}: {numbers[0]} → {max(numbers)} → {numbers[-1]} replicas")
-        if max(numbers) < 2 or numbers[-1] != 1:
-            faults.append(f"the {name} did not follow the load: {numbers}")
+    (RESULTS / "serving_scaling.png").write_bytes(step.picture)
+    _tell(console, f"{LOW}, {HIGH} and {LOW} connections", step.report)
+    faults = _faults(switched) + _faults(step.report)
+    for kind in ("router", "variant"):
+        before, during, after = step.replicas(kind)
+        console.print(f"    {kind}: {before} → {during} → {after} replicas")
+        if not before == after == 1 < during:
+            faults.append(f"the {kind} did not follow the load: {step.seen}")
     console.print(f"    picture: {RESULTS / 'serving_scaling.png'}")
     return faults
 

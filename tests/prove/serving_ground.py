@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,7 @@ class Ground:
         self.policy = load_policy(settings.policy_file, MODEL)
         self.bodies: list[dict[str, Any]] = []
         self.expected: dict[str, list[tuple[Any, float]]] = {}
+        self.folders: dict[str, Path] = {}
 
     def make_versions(self, iterations: Sequence[int]) -> list[str]:
         """Register models of different strength; keep the rows on which any two of them differ clearly."""
@@ -63,6 +64,7 @@ class Ground:
         split = SplitRequest(self.storage.url, dataset.id, "target", "event_time", 0.15, 0.15, 0)
         folders = [self._train(split, n) for n in iterations]
         numbers = [self.register(f"candidate-{n}", folder) for n, folder in zip(iterations, folders, strict=True)]
+        self.folders = dict(zip(numbers, folders, strict=True))
         opened = [VersionFolder.open(folder) for folder in folders]
         columns = opened[0].contract.feature_columns
         asked = rows[columns].head(400)
@@ -97,12 +99,27 @@ class Ground:
 
     def with_graph(self, onnx: bytes, name: str) -> str:
         """Register the newest version with another compiled form and an index of hashes that says all is well."""
+        return self._altered(list(self.folders)[-1], name, {"model.onnx": onnx})
+
+    def not_compiled(self, version: str) -> str:
+        """Register a version once more without its compiled form: it answers the same, in milliseconds a batch."""
+        compiled = {**VersionFolder.open(self.folders[version]).compiled, "serves": "native", "reason": "a test"}
+        number = self._altered(version, "native", {"model.onnx": None, "compiled.json": json.dumps(compiled).encode()})
+        self.expected[number] = self.expected[version]
+        return number
+
+    def _altered(self, version: str, name: str, parts: Mapping[str, bytes | None]) -> str:
         folder = self.settings.home / name
-        shutil.copytree(max(self.settings.home.glob("v-*")), folder)
-        (folder / "model.onnx").write_bytes(onnx)
+        shutil.copytree(self.folders[version], folder)
         hashes = json.loads((folder / "parts.json").read_text())
-        digest = hashlib.sha256(onnx).hexdigest()
-        (folder / "parts.json").write_text(json.dumps({**hashes, "model.onnx": digest}))
+        for part, data in parts.items():
+            if data is None:
+                (folder / part).unlink()
+                del hashes[part]
+            else:
+                (folder / part).write_bytes(data)
+                hashes[part] = hashlib.sha256(data).hexdigest()
+        (folder / "parts.json").write_text(json.dumps(hashes))
         return self.register(f"candidate-{name}", folder)
 
     def swap(self, version: str) -> None:

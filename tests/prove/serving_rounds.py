@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import cycle
@@ -19,6 +19,8 @@ from tests.prove.serving_ground import Ground
 from tests.prove.serving_load import Report
 
 VICTIMS = ("variant", "router", "profiler")
+# Connections of the step of load, and replicas of router and variant at most.
+LOW, HIGH, MOST_REPLICAS = 1, 64, 3
 
 
 @dataclass
@@ -105,31 +107,52 @@ def _kill_one(ground: Ground, victim: str, pause: float) -> Kill:
 
 
 def switched_scaling(ground: Ground) -> Report:
-    """Switch autoscaling on under the load of two connections, and return what they met.
+    """Switch autoscaling on under the load of one connection, and return what it met.
 
     It replaces every replica, one after the other, so there are two of each before.
     """
     if len(_running(ground)["router"]) < 2:
         ground.scale(router={"num_replicas": 2}, serving={"replicas": 2})
     _await_replicas(ground, {"variant": 2, "router": 2, "profiler": 1})
-    delays = {"upscale_delay_s": 2, "downscale_delay_s": 5}
-    router = {"min_replicas": 1, "max_replicas": 3, "target_ongoing_requests": 16, **delays, "look_back_period_s": 5}
-    # Lanes keep fewer than one batch out on average while a variant is quicker than its router.
-    variant = {"min_replicas": 1, "max_replicas": 3, "target_ongoing_requests": 0.4, **delays}
-    with ground.load([(2, None)]) as load:
-        ground.scale(router={"autoscaling_config": router}, serving={"autoscaling": variant})
+    scaled = {"min_replicas": 1, "max_replicas": MOST_REPLICAS, "upscale_delay_s": 2, "downscale_delay_s": 5}
+    router = {**scaled, "target_ongoing_requests": 16, "look_back_period_s": 5}
+    with ground.load([(LOW, None)]) as load:
+        ground.scale(router={"autoscaling_config": router}, serving={"autoscaling": scaled})
         _await_replicas(ground, {"variant": 1, "router": 1, "profiler": 1})
     return load.report
 
 
-def scaling(ground: Ground, low: float, high: float) -> tuple[Report, list[tuple[float, int, int]], bytes]:
-    """Send a step of load, 2 connections, 64 and 2 again; return the replicas over time and their picture."""
-    steps: list[tuple[int, float | None]] = [(2, low), (64, high), (2, 2 * low)]
-    with _watched(ground) as seen, ground.load(steps) as load:
+@dataclass(frozen=True)
+class Step:
+    """A step of load: the lengths of its three parts in seconds, and (seconds, routers, variants) over time."""
+
+    lengths: tuple[float, float, float]
+    seen: list[tuple[float, int, int]]
+    report: Report
+    picture: bytes
+
+    def replicas(self, kind: str) -> tuple[int, int, int]:
+        """Return how many replicas of a kind there were at most before, during and at the end of the high load."""
+        place, rise = {"router": 1, "variant": 2}[kind], self.lengths[0]
+        before = [look[place] for look in self.seen if look[0] < rise]
+        during = [look[place] for look in self.seen if rise <= look[0] < rise + self.lengths[1]]
+        return max(before), max(during), self.seen[-1][place]
+
+
+def scaling(ground: Ground, low: float, high: float) -> Step:
+    """Send a step of load and return the replicas over time.
+
+    Parameters
+    ----------
+    low, high : float
+        Seconds of the low load before, and of the high load; the low load after it takes twice as long as before.
+    """
+    lengths = low, high, 2 * low
+    with _watched(ground) as seen, ground.load(list(zip((LOW, HIGH, LOW), lengths, strict=True))) as load:
         begun = time.monotonic()
         load.process.wait()
     told = [(at - begun, n_routers, n_variants) for at, n_routers, n_variants in seen]
-    return load.report, told, _picture(told, load.report, begun, [low, high, 2 * low])
+    return Step(lengths, told, load.report, _picture(told, load.report, begun, lengths))
 
 
 @contextmanager
@@ -170,7 +193,7 @@ def _await_replicas(ground: Ground, wanted: dict[str, int], seconds: float = 90.
         time.sleep(0.5)
 
 
-def _picture(seen: list[tuple[float, int, int]], report: Report, begun: float, steps: list[float]) -> bytes:
+def _picture(seen: list[tuple[float, int, int]], report: Report, begun: float, steps: Sequence[float]) -> bytes:
     figure, (replicas, rate) = small_multiples(2)
     times = [at for at, _, _ in seen]
     replicas.step(times, [n for _, n, _ in seen], where="post", color=CURRENT, label="router")
@@ -183,7 +206,7 @@ def _picture(seen: list[tuple[float, int, int]], report: Report, begun: float, s
     for axes in (replicas, rate):
         tidy_axes(axes)
         axes.set_xlabel("seconds")
-        for edge, name in zip((steps[0], steps[0] + steps[1]), ("64 connections", "2"), strict=True):
+        for edge, name in zip((steps[0], steps[0] + steps[1]), (f"{HIGH} connections", f"{LOW}"), strict=True):
             axes.axvline(edge, color="#999999", linewidth=0.8, linestyle=":")
             axes.annotate(name, (edge, 0.02), xycoords=("data", "axes fraction"), fontsize=7, color=INK)
     return png(figure)
