@@ -121,12 +121,14 @@ class ServeClient:
             self._put(new | old, wanted)
             self._wait(new | old, timeout, progress)
         stray = {name for name in running if name.startswith("variant-")} - {variant_name(*v) for v in new}
+        changed = self._changed(new, wanted)
         if old - new or stray:
             progress(f"removing {', '.join(sorted(stray)) or names_of(old - new)}")
-            self._put(new, wanted)
-        elif changed := self._changed(new, wanted):
+        if changed:
             progress(f"changing {', '.join(changed)}")
+        if old - new or stray or changed:
             self._put(new, wanted)
+        if changed:
             self._wait(new, timeout, progress)
         return wanted
 

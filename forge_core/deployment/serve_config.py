@@ -19,6 +19,7 @@ from forge_core.settings import Settings
 
 # What Ray reads when Serve starts: HAProxy instead of the Python proxy, and logs where a container shows them.
 # A request that a router took with it to its end goes to another: a prediction or a label sent twice counts once.
+# HAProxy can do so for what fits into its buffer, here some two thousand rows, which also arrive in one piece.
 # Routers count their requests themselves: HAProxy would tell each to a process that reads it as a line of text.
 SERVE_VARIABLES = {
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",

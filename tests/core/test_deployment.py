@@ -202,6 +202,11 @@ def test_changed_scaling_and_windows_reach_a_running_serve_and_nothing_else_does
     assert after["variant-n-v1"]["deployments"][0]["num_replicas"] == 2
     serve.reconcile(ledger)
     assert len(serve.puts) == 1
+    serve.config = replace(serve.config, serving={"n": ServingPolicy(replicas=3)})
+    serve.told["applications"].append({**after["variant-n-v1"], "name": "variant-n-v0"})
+    told.clear()
+    serve.reconcile(ledger, progress=told.append)
+    assert told[:2] == ["removing variant-n-v0", "changing variant-n-v1"] and len(serve.puts) == 2
 
 
 def test_a_policy_scales_its_models_versions_over_the_pattern() -> None:
