@@ -7,6 +7,8 @@ import pytest
 
 from forge_core.data.flights import COLUMNS, WEATHER, flights_contract, load_flights
 
+pytestmark = pytest.mark.slow
+
 LATE_BY_MONTH = [0.24, 0.24, 0.24, 0.29, 0.23, 0.32, 0.32, 0.25, 0.14, 0.18, 0.18, 0.34]
 
 
@@ -15,13 +17,11 @@ def flights() -> pd.DataFrame:
     return load_flights()
 
 
-@pytest.mark.slow
 def test_the_late_share_of_every_month_is_as_known(flights: pd.DataFrame) -> None:
     share = flights.groupby(flights["time_hour"].dt.tz_convert("America/New_York").dt.month)["late"].mean()
     assert share.tolist() == pytest.approx(LATE_BY_MONTH, abs=0.006)
 
 
-@pytest.mark.slow
 def test_rows_are_unique_ordered_and_typed(flights: pd.DataFrame) -> None:
     assert list(flights.columns) == COLUMNS
     assert len(flights) == 327_346
@@ -47,7 +47,6 @@ def test_the_contract_holds_for_all_flights(flights: pd.DataFrame) -> None:
     assert contract.feature_columns == ["carrier", "origin", "dest", "distance", "hour", *WEATHER]
 
 
-@pytest.mark.slow
 def test_time_limits_are_half_open_and_late_labels_stay_out() -> None:
     since, until = datetime(2013, 4, 1, tzinfo=UTC), datetime(2013, 4, 2, tzinfo=UTC)
     day = load_flights(since=since, until=until)

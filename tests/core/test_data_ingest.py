@@ -43,6 +43,8 @@ from forge_core.policy import DataPolicy
 from forge_core.storage import Storage
 from tests.planted import KINDS, POLICY, found_kinds, planted_contract, write_planted
 
+pytestmark = pytest.mark.slow
+
 NOW = datetime(2024, 2, 1, tzinfo=UTC)
 SAMPLE = DataPolicy(
     source="-", target="target", time_column="event_time", key_column="sample_id", label_time_column="known_at"
@@ -79,7 +81,6 @@ def storage(tmp_path: Path) -> Storage:
     return Storage(str(tmp_path / "storage"))
 
 
-@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(0, 120), max_size=6))
 def test_any_batches_give_what_one_batch_gives(borders: list[int]) -> None:
@@ -99,7 +100,6 @@ def test_any_batches_give_what_one_batch_gives(borders: list[int]) -> None:
     assert (whole.n_bad, whole.n_duplicates) == (4, 1)
 
 
-@pytest.mark.slow
 def test_twenty_kinds_of_planted_faults_are_found_and_no_good_row_is_lost(storage: Storage, tmp_path: Path) -> None:
     planted = write_planted(tmp_path / "rows.csv", 4000, 15)
     (tmp_path / "contract.yaml").write_text(planted_contract().to_yaml())
@@ -279,7 +279,6 @@ def test_no_quarantine_is_said(storage: Storage) -> None:
         load_quarantine(storage, version.id)
 
 
-@pytest.mark.slow
 def test_the_report_has_every_column_and_reason(storage: Storage) -> None:
     rows = generate_sample_data(500).astype({"feature1": object})
     rows.loc[3, "feature1"] = "broken"

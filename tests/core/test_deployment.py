@@ -28,6 +28,8 @@ from forge_core.policy import AutoscalingPolicy, DataPolicy, ServingPolicy
 from forge_core.storage import Storage
 from tests.core.sample_version import sample_version
 
+pytestmark = pytest.mark.slow
+
 WHO: dict[str, Any] = {"actor": "test", "reason": "because"}
 DATA = DataPolicy(source="sample:", target="target", time_column="event_time")
 
@@ -257,7 +259,6 @@ def version(tmp_path_factory: pytest.TempPathFactory) -> tuple[Storage, VersionF
     return sample_version(tmp_path_factory.mktemp("version"))
 
 
-@pytest.mark.slow
 def test_held_out_rows_are_replayed_spread_over_their_part(version: tuple[Storage, VersionFolder]) -> None:
     storage, folder = version
     rows = choose_rows(storage, folder, data=DATA, n_rows=50)

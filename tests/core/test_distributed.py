@@ -96,6 +96,7 @@ def test_a_network_tells_more_than_two_classes_apart_and_stops_early() -> None:
     assert len(noisy.loss_curve_) == len(noisy.validation_curve_) < 200
 
 
+@pytest.mark.slow
 def test_a_network_refuses_what_it_cannot_learn_from() -> None:
     X = np.zeros((20, 2), np.float32)
     with pytest.raises(UnusableTarget, match="two classes"):

@@ -5,6 +5,8 @@ import pytest
 
 from forge_core.experiments.decision import decide_conversions, decide_means, decide_paired
 
+pytestmark = pytest.mark.slow
+
 HALVES = [0.5, 0.5]
 
 
@@ -15,7 +17,6 @@ def visits(rng: np.random.Generator, rates: list[float], n_experiments: int, n: 
     return np.cumsum(visitors & converted[..., None], axis=1), np.cumsum(visitors, axis=1)
 
 
-@pytest.mark.slow
 def test_no_effect_has_a_winner_at_most_at_alpha_under_a_look_after_every_visitor() -> None:
     rng = np.random.default_rng(0)
     for n_variants in (2, 4):
@@ -35,7 +36,6 @@ def test_the_best_wins_and_what_is_said_stays() -> None:
     assert ((found.p <= 0.05).any(axis=-1) == (found.winner >= 0)).all()
 
 
-@pytest.mark.slow
 def test_two_that_are_equally_good_have_no_winner_between_them() -> None:
     k, n = visits(np.random.default_rng(2), [0.05, 0.15, 0.15], 100, 6000)
     found = decide_conversions(k, n, np.full(3, 1 / 3), min_effect=0.05)
@@ -124,7 +124,6 @@ def test_nothing_and_one_variant_without_data_have_no_winner() -> None:
     assert decide_means([[900, 900]], [[1.0, 1.0]], [[0.0, 0.0]], max_units=1000).winner.tolist() == [-1]
 
 
-@pytest.mark.slow
 def test_pairs_on_the_same_rows_promote_or_stop_and_keep_to_it() -> None:
     rng = np.random.default_rng(8)
     for chance, said in ((0.65, 1), (0.35, -1)):

@@ -24,6 +24,8 @@ from forge_core.settings import Settings
 from forge_core.storage import Storage
 from tests.core.test_deployment import RecordedServe
 
+pytestmark = pytest.mark.slow
+
 WHO: dict[str, Any] = {"actor": "ana", "reason": "because"}
 VARIANTS = {"champion": "models:/sample/2", "challenger": "models:/sample/1"}
 HALVES = {"champion": 0.5, "challenger": 0.5}

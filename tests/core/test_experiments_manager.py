@@ -22,6 +22,8 @@ from forge_core.settings import get_settings
 from tests.core.experiment_data import definition
 from tests.servers import postgres_server
 
+pytestmark = pytest.mark.slow
+
 HALVES = {"model_v1": 0.5, "model_v2": 0.5}
 NOW = datetime(2024, 3, 1, tzinfo=UTC)
 
@@ -122,7 +124,6 @@ def test_with_several_experiments_the_id_is_asked_for(manager: ABTestManager) ->
         manager.get_variant("ana", "three")
 
 
-@pytest.mark.slow
 def test_two_experiments_assign_independently(manager: ABTestManager) -> None:
     started(manager, "one")
     started(manager, "two")
@@ -258,7 +259,6 @@ print(json.dumps({"assigned": assigned, "counted": counted, "told": told,
 """
 
 
-@pytest.mark.slow
 def test_another_process_sees_the_same_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORGE_HOME", str(tmp_path))
     get_settings.cache_clear()

@@ -18,6 +18,8 @@ from forge_core.experiments.planning import plan_experiment
 from forge_core.experiments.verdict import Judgement, judge
 from tests.core.experiment_data import START, conversions, definition, exposures, outcomes, trial
 
+pytestmark = pytest.mark.slow
+
 
 def judged(rates: dict[str, float], n_users: int, seed: int = 1, **fields: object) -> Judgement:
     shares = fields.get("traffic_allocation")
@@ -216,13 +218,11 @@ def test_in_a_window_users_count_once_it_is_over_and_late_outcomes_do_not() -> N
     assert "1 users are left out" in verdict.advice
 
 
-@pytest.mark.slow
 def test_without_a_difference_looking_at_every_moment_names_few_winners() -> None:
     false = sum(judged({"old": 0.1, "new": 0.1}, 2000, seed).verdict.p <= 0.05 for seed in range(60))
     assert false <= 7  # of at most 3 that are to be expected
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("fields", [{}, {"max_units": 2000, "looks": 5}, {"min_effect": 0.02, "baseline": 0.1}])
 @pytest.mark.parametrize("n_users", [0, 1, 30, 3000])
 def test_a_picture_is_made_of_any_number_of_users(fields: dict[str, object], n_users: int) -> None:
@@ -265,7 +265,6 @@ def test_two_definitions_differ_in_words_and_a_description_does_not_count() -> N
     assert "variants.third is not there and was given as models:/flights/3" in told
 
 
-@pytest.mark.slow
 def test_a_plan_says_how_many_users_and_days_it_takes() -> None:
     plan = plan_experiment(0.02, baseline=0.10, daily_users=1000)
     assert plan.per_variant == 3839 and plan.users == 7678 and plan.max_units > plan.users

@@ -13,6 +13,8 @@ from forge_core.monitoring.drift_detection import AutomaticRetrainingTrigger, Dr
 from forge_core.monitoring.windows import ReferenceProfile
 from forge_core.statistics.distributions import ReferenceGrid
 
+pytestmark = pytest.mark.slow
+
 NOW = datetime(2024, 3, 1, tzinfo=UTC)
 
 
@@ -68,7 +70,6 @@ def test_a_small_shift_in_many_rows_is_real_but_small(reference: pd.DataFrame) -
     assert report["age"].psi_low < report["age"].psi < report["age"].psi_high < 0.1
 
 
-@pytest.mark.slow
 def test_false_alarms_stay_within_the_budget() -> None:
     rng = np.random.default_rng(5)
     names = [f"x{i}" for i in range(7)]

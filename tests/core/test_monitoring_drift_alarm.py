@@ -11,6 +11,8 @@ from forge_core.monitoring.drift_alarm import (
 from forge_core.monitoring.window_series import WindowSeries
 from forge_core.statistics.distributions import ReferenceGrid
 
+pytestmark = pytest.mark.slow
+
 
 def _rows(rng: np.random.Generator, n: int, day: float = 0.0) -> pd.DataFrame:
     return pd.DataFrame(

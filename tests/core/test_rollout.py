@@ -33,6 +33,8 @@ from forge_core.ledger import Ledger
 from forge_core.policy import RolloutPolicy
 from tests.servers import postgres_server
 
+pytestmark = pytest.mark.slow
+
 ANA: dict[str, Any] = {"actor": "ana", "reason": "because"}
 POLICY = RolloutPolicy(steps=(0.01, 0.25, 1.0))
 NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)

@@ -20,6 +20,8 @@ from forge_core.policy import RolloutPolicy
 from forge_core.statistics.estimation import QualityEstimator
 from forge_core.storage import Storage
 
+pytestmark = pytest.mark.slow
+
 NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
 POLICY = RolloutPolicy(min_minutes=1.0)
 KINDS = ("better", "equal", "wrong", "slow", "failing")
@@ -114,7 +116,6 @@ def look(storage: Storage, at: Rollout, kind: str, labels: dict[str, float], min
     return judge(at, found, POLICY, NOON + timedelta(minutes=minutes))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("with_labels", [True, False])
 def test_in_shadow_a_good_version_goes_on_and_a_bad_one_goes_back(tmp_path: Path, kind: str, with_labels: bool) -> None:
@@ -130,7 +131,6 @@ def test_in_shadow_a_good_version_goes_on_and_a_bad_one_goes_back(tmp_path: Path
     assert found.evidence.n_contract > 0 and found.evidence["errors"].n_rows == N - found.evidence.n_contract
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_on_a_share_of_the_traffic_a_good_version_goes_on_and_a_bad_one_goes_back(tmp_path: Path, kind: str) -> None:
     storage, now = Storage(str(tmp_path)), rollout(3)
@@ -213,7 +213,6 @@ def test_a_stall_of_the_whole_machine_is_not_the_versions_fault() -> None:
     assert alone.state == "harm"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_looking_often_at_equal_distributions_never_shows_a_distance_and_a_real_one_is_found(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -257,7 +256,6 @@ def test_labels_of_the_ledger_count_once_and_only_since_the_start() -> None:
     assert read_labels(ledger, rollout()) == {"r1": 1.0}
 
 
-@pytest.mark.slow
 def test_labels_that_come_late_are_looks_of_their_own_and_evidence_only_grows(tmp_path: Path) -> None:
     storage, now = Storage(str(tmp_path)), rollout(4)
     labels = split_rows(storage, "wrong", 0.5, n=4000)
@@ -277,7 +275,6 @@ def test_labels_too_few_for_a_look_are_counted_but_prove_nothing() -> None:
     assert guard.state == "doubt" and guard.log_e == 0.0 and not guard.better
 
 
-@pytest.mark.slow
 def test_the_picture_of_a_rollout_shows_every_guard(tmp_path: Path) -> None:
     storage, now = Storage(str(tmp_path)), rollout(3)
     labels = split_rows(storage, "failing", 0.25, n=8000)

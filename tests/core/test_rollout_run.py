@@ -24,6 +24,8 @@ from tests.core.sample_version import sample_version
 from tests.core.test_deployment import RecordedServe
 from tests.core.test_rollout_evidence import shadow_rows, split_rows
 
+pytestmark = pytest.mark.slow
+
 WHO: dict[str, Any] = {"actor": "ana", "reason": "because"}
 POLICY = RolloutPolicy(steps=(0.25, 1.0), min_minutes=0)
 # After the made rows of the logs, which begin at noon of this day.
@@ -86,7 +88,6 @@ def row(house: House) -> dict[str, Any]:
     return house.serve.table["m"]
 
 
-@pytest.mark.slow
 def test_a_good_version_goes_from_shadow_to_champion_and_the_registry_names_it(house: House) -> None:
     start(house)
     assert again(house).told_step == "shadow"
@@ -103,7 +104,6 @@ def test_a_good_version_goes_from_shadow_to_champion_and_the_registry_names_it(h
     assert row(house) == {"champion": "1"} and house.registry.aliases("m")["champion"] == "1"
 
 
-@pytest.mark.slow
 def test_a_wrong_version_is_stopped_in_shadow_and_the_reason_stands_in_the_ledger(house: House) -> None:
     start(house)
     shadow_rows(house.storage, "wrong")
@@ -115,7 +115,6 @@ def test_a_wrong_version_is_stopped_in_shadow_and_the_reason_stands_in_the_ledge
     assert guards["answers"] == "harm" and event["actor"] == "rollout flow"
 
 
-@pytest.mark.slow
 def test_a_held_rollout_is_looked_at_and_harm_sends_it_back_all_the_same(house: House) -> None:
     start(house)
     hold(house.ledger, "m", **WHO)
@@ -126,7 +125,6 @@ def test_a_held_rollout_is_looked_at_and_harm_sends_it_back_all_the_same(house: 
     assert again(house).outcome in ("", "rolled back")
 
 
-@pytest.mark.slow
 def test_a_version_that_is_deleted_while_it_runs_goes_back(house: House) -> None:
     start(house)
     house.registry.client.delete_model_version("m", "2")
@@ -157,7 +155,6 @@ def test_a_rollback_while_a_rollout_runs_leaves_the_champion_of_now(house: House
     assert RolloutRecords(house.ledger).newest("m").outcome == "rolled back"  # type: ignore[union-attr]
 
 
-@pytest.mark.slow
 def test_what_may_not_begin_changes_nothing(house: House) -> None:
     policy = ModelPolicy(data=DataPolicy(source="sample:", target="target"), rollout=POLICY)
     before = read_state(house.ledger)

@@ -20,6 +20,8 @@ from tests.compose_processes import DOCKERFILE, FILE, ROOT, compose, image_varia
 from tests.core.test_shape import NO_SETTINGS, variable
 from tests.infra.manifests import FOLDER, containers, pods, read
 
+pytestmark = pytest.mark.slow
+
 GPU = DOCKERFILE.with_name("Dockerfile.gpu")
 SERVICES = compose()["services"]
 OURS = {name for name, service in SERVICES.items() if "mlops-forge" in service["image"]}
@@ -206,7 +208,6 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
 def test_the_image_has_every_module_that_its_entry_points_import(app: Path) -> None:
     parts = ("serve", "worker", "train", "prepare", "health")
     names = [f"infra.docker.entrypoint.{part}" for part in parts]
@@ -218,7 +219,6 @@ def test_the_image_has_every_module_that_its_entry_points_import(app: Path) -> N
     assert Path(done.stdout.strip()) == app / "infra" / "__init__.py"
 
 
-@pytest.mark.slow
 def test_an_entry_point_says_what_it_knows_and_refuses_the_rest(app: Path) -> None:
     def call(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "infra.docker.entrypoint", *words]

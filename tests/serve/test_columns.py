@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from forge_core.data.encoding import moment_parts, time_parts
 from serve_app.columns import Packed, Same, Table, n_rows, packed
+
+pytestmark = pytest.mark.slow
 
 MOMENTS = st.none() | st.datetimes(timezones=st.just(UTC))
 ROWS = st.lists(st.tuples(MOMENTS, st.text(), st.none() | st.floats(allow_nan=False), st.booleans()), min_size=1)

@@ -23,6 +23,8 @@ from serve_app.protocol import Forbidden, TooManyRequests, Unauthorized
 from serve_app.rates import Buckets
 from tests.serve.boards import Board, rising, served
 
+pytestmark = pytest.mark.slow
+
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -228,7 +230,6 @@ def guarded(store: KeyStore) -> Iterator[tuple[str, dict[str, str]]]:
 ROW = {"features": {"x": 1.0, "town": "Oslo"}}
 
 
-@pytest.mark.slow
 def test_who_is_not_let_in_learns_nothing(guarded: tuple[str, dict[str, str]]) -> None:
     url, secrets = guarded
     for method, path in (
@@ -263,7 +264,6 @@ def test_a_used_up_rate_is_429_with_the_time_to_wait(guarded: tuple[str, dict[st
     assert httpx.post(f"{url}/predict", json=ROW, headers={"X-API-Key": secrets["predict"]}).status_code == 200
 
 
-@pytest.mark.slow
 def test_keys_are_made_shown_turned_and_ended_at_a_terminal(tmp_path: Path) -> None:
     environment = {**os.environ, "FORGE_LEDGER_URL": f"sqlite:///{tmp_path}/keys.db"}
 

@@ -21,6 +21,8 @@ from serve_app.door import Door
 from tests.serve.boards import served
 from tests.serve.live_models import BoardInProcess
 
+pytestmark = pytest.mark.slow
+
 VARIANTS = {"model_v1": {"model": "flights", "version": "1"}, "model_v2": "models:/flights/2"}
 HALVES = {"model_v1": 0.5, "model_v2": 0.5}
 
@@ -62,7 +64,6 @@ def make(api: Api, name: str = "checkout", **fields: Any) -> Any:
     return api.post("/experiments", body)
 
 
-@pytest.mark.slow
 def test_an_experiment_from_its_start_to_its_verdict(api: Api) -> None:
     made = make(api, auto_start=False, description="Comparing")
     assert (made["status"], made["control"], made["revision"]) == ("created", "model_v1", 1)
@@ -85,7 +86,6 @@ def test_an_experiment_from_its_start_to_its_verdict(api: Api) -> None:
     assert [one["id"] for one in api.get("/experiments")["experiments"]] == ["checkout"]
 
 
-@pytest.mark.slow
 def test_the_picture_is_one(api: Api) -> None:
     make(api)
     api.get("/experiments/checkout/variant?user=ana")
@@ -188,7 +188,6 @@ def test_live_traffic_without_serve_is_told(api: Api) -> None:
     assert api.get("/experiments/checkout")["status"] == "created"
 
 
-@pytest.mark.slow
 def test_each_route_asks_for_its_scope(ledger: str) -> None:
     keys = KeyStore(Ledger(ledger))
     secrets = {scope: keys.create("ana", [scope]) for scope in ("predict", "feedback", "metrics", "admin")}
@@ -214,7 +213,6 @@ def test_each_route_asks_for_its_scope(ledger: str) -> None:
         assert Ledger(ledger).events("flights")[0]["actor"] == "ana"
 
 
-@pytest.mark.slow
 def test_what_is_answered_is_committed_however_many_come_at_once(api: Api, ledger: str) -> None:
     make(api)
 
@@ -229,7 +227,6 @@ def test_what_is_answered_is_committed_however_many_come_at_once(api: Api, ledge
     assert len(found.records.outcomes("checkout")) == 200
 
 
-@pytest.mark.slow
 def test_two_routers_and_a_notebook_see_one_experiment_before_and_after_a_restart(tmp_path: Path, ledger: str) -> None:
     users = [str(user) for user in range(40)]
     with ExitStack() as stack:

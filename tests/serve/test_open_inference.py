@@ -22,6 +22,8 @@ from serve_app.open_inference import (
 )
 from serve_app.protocol import BodyTooLarge, NotJson, NotTheForm
 
+pytestmark = pytest.mark.slow
+
 Versions = Mapping[str, LiveVersion]
 EXAMPLE: dict[str, list[Any]] = {
     "distance": [10.5, 4000],

@@ -17,6 +17,8 @@ from forge_core.errors import ModelError, ModelNotFound, ServiceUnavailable
 from serve_app.journal import Watch
 from tests.serve.boards import CONTRACT, Board, Scores, rising, served
 
+pytestmark = pytest.mark.slow
+
 ROWS = pd.DataFrame({"x": np.arange(300.0), "town": ["Oslo", "Bergen", "Bodø"] * 100})
 
 

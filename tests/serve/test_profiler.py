@@ -17,6 +17,8 @@ from serve_app.columns import Packed, Same, Table, packed
 from serve_app.journal import Watch
 from serve_app.profiler import Profiler
 
+pytestmark = pytest.mark.slow
+
 DAY = datetime(2024, 1, 1, tzinfo=UTC)
 FEATURES = ["age", "version"]  # one is named like a column of the log
 WATCH = Watch(24.0)
@@ -96,7 +98,6 @@ def test_two_profilers_of_one_window_add_up(tmp_path: Path) -> None:
     assert WindowStore(Storage(str(tmp_path)), "m").windows("7") == [Window("7", DAY, 15)]
 
 
-@pytest.mark.slow
 def test_who_sent_rows_hears_of_them_when_they_are_written_or_cannot_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,7 +145,6 @@ def test_redacted_features_are_counted_and_never_logged(tmp_path: Path) -> None:
     assert WindowStore(Storage(str(tmp_path)), "m").counts("7", REFERENCE.grid)["age"].n_rows == 10
 
 
-@pytest.mark.slow
 def test_late_rows_and_a_clock_that_goes_backwards_land_in_their_own_windows(tmp_path: Path) -> None:
     async def play() -> None:
         profiler = Known(tmp_path)

@@ -21,6 +21,8 @@ from serve_app.steering import Steering
 from tests.serve.boards import Board, rising, served
 from tests.serve.test_splits import falling
 
+pytestmark = pytest.mark.slow
+
 WHO: dict[str, Any] = {"actor": "ana", "reason": "because"}
 WHY = {"reason": "the night shift wants sleep"}
 ROW = {"features": {"x": 7.0, "town": "Oslo"}}

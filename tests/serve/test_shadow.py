@@ -21,6 +21,8 @@ from serve_app.profiler import Profiler
 from tests.serve.boards import Board, rising, served
 from tests.serve.test_splits import NarrowBoard, falling
 
+pytestmark = pytest.mark.slow
+
 ROW = {"x": 7.0, "town": "Oslo"}
 
 

@@ -19,6 +19,8 @@ from serve_app.live_version import LiveVersion
 from serve_app.profiler import LOG_COLUMNS, SPLIT_COLUMNS
 from tests.serve.boards import Board, rising, served
 
+pytestmark = pytest.mark.slow
+
 COLUMNS = [*LOG_COLUMNS, *SPLIT_COLUMNS, "x", "town"]
 SEGMENTS = ((0.5, "champion"), (1.0, "canary"))
 NARROW = Contract(pa.DataFrameSchema({"x": pa.Column("float64", pa.Check.le(100)), "town": pa.Column("str")}))
