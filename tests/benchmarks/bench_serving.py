@@ -120,7 +120,7 @@ def _measure_batches(ours: Ours, served: Served, folder: Path) -> _Batches:
 
 @contextmanager
 def _standing_still(processes: Sequence[psutil.Process]) -> Iterator[None]:
-    """Stop processes for less time than after which they would miss each other."""
+    """Stop processes for a turn, which is shorter than what any of them waits for another."""
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.suspend()

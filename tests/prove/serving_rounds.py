@@ -132,11 +132,11 @@ class Step:
     picture: bytes
 
     def replicas(self, kind: str) -> tuple[int, int, int]:
-        """Return how many replicas of a kind there were at most before, during and at the end of the high load."""
+        """Return how many replicas of a kind there were at most before and during the high load, and in the end."""
         place, rise = {"router": 1, "variant": 2}[kind], self.lengths[0]
         before = [look[place] for look in self.seen if look[0] < rise]
         during = [look[place] for look in self.seen if rise <= look[0] < rise + self.lengths[1]]
-        return max(before), max(during), self.seen[-1][place]
+        return max(before, default=0), max(during, default=0), self.seen[-1][place]
 
 
 def scaling(ground: Ground, low: float, high: float) -> Step:
