@@ -20,7 +20,7 @@ from forge_core.errors import ServiceUnavailable
 from forge_core.monitoring.prediction_log import PredictionLog
 from forge_core.monitoring.profiles import Profile
 from forge_core.monitoring.shadow_log import SHADOW_COLUMNS, ShadowLog
-from forge_core.monitoring.windows import ReferenceProfile, WindowStore, window_start
+from forge_core.monitoring.windows import ReferenceProfile, WindowStore, window_starts
 from forge_core.statistics.counts import GridCounts
 from forge_core.storage import Storage
 from serve_app.columns import Packed, joined, n_rows, values_of
@@ -148,14 +148,12 @@ class Profiler:
         frame = _frame(parts, [*_FORMS[watch.form], *logged_as.values()])
         hidden = [column for name, column in logged_as.items() if name in watch.redacted]
         PredictionLog(self.storage, model).append(frame.drop(columns=hidden))
-        moments = frame["event_time"]
-        starts = {moment: window_start(moment.to_pydatetime(), watch.window_hours) for moment in moments.unique()}
-        windows = [frame] if len(set(starts.values())) == 1 else [p for _, p in frame.groupby(moments.map(starts))]
-        for part in windows:
-            start = starts[part["event_time"].iloc[0]]
+        starts = window_starts(frame["event_time"], watch.window_hours)
+        first = starts.iloc[0]
+        for start, part in [(first, frame)] if (starts == first).all() else frame.groupby(starts):
             watched = part[[*logged_as.values(), "probability"]].reset_index(drop=True)
             watched.columns = pd.Index([*features, "probability"])
-            self._add(model, version, start, reference.grid.count(watched), Profile.of(watched))
+            self._add(model, version, start.to_pydatetime(), reference.grid.count(watched), Profile.of(watched))
 
     def _add(self, model: str, version: str, start: datetime, counts: GridCounts, profile: Profile) -> None:
         """Write a window again with these rows added; what is held in memory changes only with what is written."""

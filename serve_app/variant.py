@@ -10,7 +10,8 @@ from serve_app.columns import Packed, n_rows, packed
 
 # A thread for less than that costs more, in hand-overs between it and the loop, than the loop's other work can gain.
 _SHORT_SECONDS = 0.003
-_WARM_ROWS = 256
+# So many that what a call costs whatever its rows counts little.
+_WARM_ROWS = 1024
 
 
 class Variant:

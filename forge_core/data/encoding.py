@@ -111,8 +111,10 @@ def time_parts(moment: datetime | None) -> tuple[float, float, float]:
 def moment_parts(moments: NDArray[np.datetime64]) -> NDArray[np.float32]:
     """Return what `time_parts` gives for moments in UTC, as float32 with NaN for missing, shape (n_rows, 3)."""
     parts = np.empty((len(moments), len(PARTS)), np.float32)
-    parts[:, 0] = moments.astype("datetime64[h]").view(np.int64) % 24
-    parts[:, 1] = (moments.astype("datetime64[D]").view(np.int64) + 3) % 7  # day 0 was a Thursday
+    hours = moments.astype("datetime64[h]").view(np.int64)
+    days = hours // 24
+    parts[:, 0] = hours - 24 * days
+    parts[:, 1] = (days + 3) % 7  # day 0 was a Thursday
     parts[:, 2] = moments.astype("datetime64[M]").view(np.int64) % 12 + 1
     parts[np.isnat(moments)] = np.nan
     return parts

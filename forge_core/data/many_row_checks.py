@@ -152,10 +152,11 @@ def _numbers(rule: FieldRule, given: pa.Array) -> pa.Array | NDArray[np.float64]
     if given.type not in (_WHOLE if whole else _NUMBER):
         return None
     numbers = given.to_numpy(zero_copy_only=False).astype(np.float64, copy=False)
-    present = numbers[~np.isnan(numbers)]
-    if len(present) < len(numbers) and not rule.nullable:
+    if not rule.nullable and np.isnan(numbers).any():
         return None
-    if len(present) and not rule.low <= present.min() <= present.max() <= rule.high:
+    # Both leave NaN out.
+    least, most = np.fmin.reduce(numbers, initial=np.nan), np.fmax.reduce(numbers, initial=np.nan)
+    if not np.isnan(least) and not rule.low <= least <= most <= rule.high:
         return None
     return given.cast(pa.int64()) if whole else numbers
 

@@ -52,7 +52,10 @@ def plain_columns(rows: pd.DataFrame) -> dict[str, list[Any]]:
 
 def _texts(values: Sequence[Any] | pa.Array) -> Tensor:
     if isinstance(values, pa.Array):
-        return _of_codes(*coded_texts(values))
+        if not pa.types.is_string(values.type):
+            return _of_codes(*coded_texts(values))
+        texts = values.fill_null("") if values.null_count else values
+        return texts.to_numpy(zero_copy_only=False).reshape(-1, 1)
     if set(map(type, values)) <= _TEXT:
         return np.array([v or "" for v in values], dtype=object).reshape(-1, 1)
     return np.array(["" if v is None or v != v else cell_text(v) for v in values], dtype=object).reshape(-1, 1)
@@ -75,6 +78,6 @@ def _times(values: Sequence[Any]) -> NDArray[np.float32]:
 
 def _numbers(values: Sequence[Any] | pa.Array) -> NDArray[np.float32]:
     if isinstance(values, pa.Array):  # by way of float64, as number_column goes; a null becomes NaN
-        values = values.cast(pa.float64()).to_numpy(zero_copy_only=False)
+        values = values.to_numpy(zero_copy_only=False).astype(np.float64)
     with np.errstate(over="ignore"):  # beyond float32 is infinite, which the graph takes as missing
         return np.array(values, dtype=np.float32).reshape(-1, 1)  # None becomes NaN

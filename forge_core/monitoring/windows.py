@@ -47,12 +47,33 @@ def window_start(moment: datetime, hours: float) -> datetime:
     ValueError
         When the moment has no time zone, or the length is not a positive number of whole seconds.
     """
-    length = timedelta(hours=hours)
-    if length <= timedelta(0) or length.microseconds:
-        raise ValueError(f"expected a window of a positive number of whole seconds, found {hours} hours")
+    length = _length(hours)
     if moment.tzinfo is None:
         raise ValueError(f"expected a moment with a time zone, found {moment.isoformat()}; windows are in UTC")
     return _EPOCH + (moment - _EPOCH) // length * length
+
+
+def window_starts(moments: pd.Series, hours: float) -> pd.Series:
+    """Return what `window_start` gives for each of n moments, shape (n,), datetime64[us, UTC], same index.
+
+    Raises
+    ------
+    ValueError
+        When moments have no time zone or are missing, or as `window_start` does for the length.
+    """
+    if not isinstance(moments.dtype, pd.DatetimeTZDtype) or moments.hasnans:
+        found = f"{moments.isna().sum()} missing ones of {moments.dtype}"
+        raise ValueError(f"expected moments with a time zone and none missing, found {found}; windows are in UTC")
+    since_epoch = moments.dt.as_unit("us").astype("int64")
+    past_start = since_epoch % int(_length(hours).total_seconds() * 1_000_000)
+    return pd.Series((since_epoch - past_start).to_numpy().view("datetime64[us]"), moments.index).dt.tz_localize("UTC")
+
+
+def _length(hours: float) -> timedelta:
+    length = timedelta(hours=hours)
+    if length <= timedelta(0) or length.microseconds:
+        raise ValueError(f"expected a window of a positive number of whole seconds, found {hours} hours")
+    return length
 
 
 class WindowStore:
@@ -232,7 +253,7 @@ def _count_windows(
     if times is None:
         return {}
     watched = [name for name in grid.features if name in frame.columns]
-    starts = pd.Series([window_start(moment, hours) for moment in pd.to_datetime(times, utc=True)], index=frame.index)
+    starts = window_starts(pd.Series(pd.to_datetime(times, utc=True).array, frame.index), hours)
     newest = sorted(starts.unique())[-MAX_REFERENCE_WINDOWS:]
     counted = {}
     for start in newest:

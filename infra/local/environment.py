@@ -44,6 +44,8 @@ _FIXED = {
     # Each call gives up after some seconds; the flows' tasks wait and try again.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "RAY_AUTH_MODE": "token",
+    # Ray looks for new log files so often (default 0.5).
+    "LOG_NAME_UPDATE_INTERVAL_S": "2",
     # One node has nowhere to drain to; `make down` shuts the applications down itself.
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "2",
     **SERVE_VARIABLES,

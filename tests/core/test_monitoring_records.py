@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from forge_core.errors import ConfigurationError, DataNotFound, NotEnoughSamples, SchemaViolation
 from forge_core.ledger import Feedback
 from forge_core.monitoring.performance import join_feedback, live_quality, quality_over_time
 from forge_core.monitoring.prediction_log import REQUIRED, PredictionLog
 from forge_core.monitoring.profiles import describe_profile, merge_profiles, profile_frame
-from forge_core.monitoring.windows import ReferenceProfile, Window, WindowStore, window_start
+from forge_core.monitoring.windows import ReferenceProfile, Window, WindowStore, window_start, window_starts
 from forge_core.storage import Storage
 
 DAY = datetime(2024, 1, 1, tzinfo=UTC)
@@ -91,6 +93,23 @@ def test_windows_are_aligned_to_utc_midnight_and_to_odd_lengths() -> None:
             window_start(DAY, bad)
     with pytest.raises(ValueError, match="time zone"):
         window_start(DAY.replace(tzinfo=None), 24)
+
+
+@given(
+    st.lists(st.datetimes(timezones=st.timezones(), allow_imaginary=False), min_size=1),
+    st.sampled_from((0.5, 1, 7, 24, 168)),
+)
+def test_the_windows_of_a_column_are_those_of_its_moments(moments: list[datetime], hours: float) -> None:
+    column = pd.Series(pd.to_datetime(moments, utc=True).as_unit("us"), index=range(7, 7 + len(moments)))
+    starts = window_starts(column, hours)
+    assert starts.index.equals(column.index)
+    assert starts.dt.to_pydatetime().tolist() == [window_start(moment, hours) for moment in moments]
+
+
+def test_windows_of_a_column_need_all_moments_and_their_zone() -> None:
+    for bad in (pd.Series([DAY.replace(tzinfo=None)]), pd.Series([DAY, None])):
+        with pytest.raises(ValueError, match="time zone and none missing"):
+            window_starts(bad, 24)
 
 
 @pytest.fixture
