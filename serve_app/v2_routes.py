@@ -114,18 +114,18 @@ class _V2Routes:
         model, version = _asked(request)
         live = self.board.version_of(model, version)
         asked = parse_infer(body, live, header_length=length, limits=self.limits)
-        self.spend(caller, len(asked.records))
+        self.spend(caller, asked.n_rows)
         user = header(request, b"x-forge-user") or asked.id
         replies = await self.board.predict(
             model,
-            asked.records,
+            asked.rows,
             asked.request_ids,
             self.moment(request),
             version,
             caller.owner,
-            [user] * len(asked.records) if user else None,
+            [user] * asked.n_rows if user else None,
         )
-        data, json_length = infer_body(live, asked, replies.records())
+        data, json_length = infer_body(live, asked, replies.columns())
         if json_length is None:
             return Response(data, media_type="application/json")
         return Response(data, media_type=_OCTETS, headers={_JSON_LENGTH: str(json_length)})

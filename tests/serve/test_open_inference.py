@@ -11,7 +11,7 @@ import pytest
 
 from forge_core.errors import ForgeError, SchemaViolation
 from serve_app.bodies import Limits
-from serve_app.live_version import LiveVersion, answer
+from serve_app.live_version import LiveVersion, answers
 from serve_app.open_inference import (
     InferRequest,
     infer_body,
@@ -53,19 +53,16 @@ def parsed(live: LiveVersion, inputs: Any, **more: Any) -> InferRequest:
     return parse_infer(orjson.dumps({"inputs": inputs, **more}), live)
 
 
-def scored(live: LiveVersion, request: InferRequest) -> list[dict[str, Any]]:
-    rows = live.contract.check_rows(request.records)
+def scored(live: LiveVersion, request: InferRequest) -> dict[str, list[Any]]:
+    rows = live.contract.check_rows(request.rows)
     scores = asyncio.run(live.lane.ask(rows))  # type: ignore[arg-type]
-    ids = request.request_ids or [f"made-{i}" for i in range(len(rows))]
-    return [
-        {
-            "prediction": prediction,
-            "prediction_probability": probability,
-            "model_version": live.version,
-            "request_id": request_id,
-        }
-        for request_id, (prediction, probability) in zip(ids, (answer(live, s) for s in scores), strict=True)
-    ]
+    predictions, probabilities = answers(live, scores)
+    return {
+        "prediction": predictions,
+        "prediction_probability": probabilities,
+        "model_version": [live.version] * len(rows),
+        "request_id": request.request_ids or [f"made-{i}" for i in range(len(rows))],
+    }
 
 
 def test_the_metadata_name_each_feature_with_its_type_and_the_outputs(versions: Versions) -> None:
@@ -85,7 +82,7 @@ def test_columns_become_rows_with_missing_values_where_json_has_null(versions: V
     live = versions["mixed"]
     request = parsed(live, tensors(), id="a")
     assert request.n_rows == 2 and request.request_ids == ["a:0", "a:1"]
-    assert request.records == [{n: v[i] for n, v in EXAMPLE.items()} for i in range(2)]
+    assert request.rows == request.columns == EXAMPLE
     reply = infer_reply(live, request, scored(live, request))
     assert reply["id"] == "a" and (reply["model_name"], reply["model_version"]) == ("mixed", "3")
     prediction, probability, request_id = reply["outputs"]
@@ -103,18 +100,18 @@ def test_data_may_be_flat_or_nested(versions: Versions, shape: list[int], nested
         with pytest.raises(NotTheForm, match=r"inputs.distance: expected data of numbers"):
             parsed(versions["mixed"], inputs)
         return
-    assert [r["distance"] for r in parsed(versions["mixed"], inputs).records] == [10.5, 4000]
+    assert parsed(versions["mixed"], inputs).columns["distance"] == [10.5, 4000]
 
 
 @pytest.mark.parametrize("data", [[1, 2, None, 4, 5, 6], [[1, 2], [None, 4], [5, 6]]])
 def test_one_tensor_holds_all_features_where_all_are_numbers(versions: Versions, data: Any) -> None:
     live = versions["numbers"]
     request = parsed(live, [tensor("inputs", data, "FP32", [3, 2])])
-    assert request.records == [{"width": 1, "count": 2}, {"width": None, "count": 4}, {"width": 5, "count": 6}]
+    assert request.rows == {"width": [1, None, 5], "count": [2, 4, 6]}
     reply = infer_reply(live, request, scored(live, request))
     assert [o["name"] for o in reply["outputs"]] == ["prediction", "request_id"]
     alone = parsed(live, [tensor("width", [5]), tensor("count", [6], "INT64")])
-    assert reply["outputs"][0]["data"][2] == pytest.approx(scored(live, alone)[0]["prediction"])
+    assert reply["outputs"][0]["data"][2] == pytest.approx(scored(live, alone)["prediction"][0])
     with pytest.raises(NotTheForm, match=r"inputs.inputs: is no feature"):
         parsed(versions["mixed"], [tensor("inputs", [1.0] * 8, "FP64", [1, 8])])
 
@@ -183,7 +180,7 @@ def test_what_breaks_the_contract_is_told_by_the_contract(versions: Versions) ->
     live = versions["mixed"]
     request = parsed(live, tensors(distance=[10, -1], stops=[None, 2]))
     with pytest.raises(SchemaViolation) as caught:
-        live.contract.check_rows(request.records)
+        live.contract.check_rows(request.rows)
     assert [(f["row"], f["field"]) for f in caught.value.context["faults"]] == [(0, "stops"), (1, "distance")]
 
 
@@ -213,15 +210,14 @@ def test_binary_tensors_follow_the_json_in_their_order_and_nan_is_missing(versio
     (first, raw), (second, more) = binary("width", width, "FP32"), binary("count", count, "UINT16")
     header = json.dumps({"inputs": [first, second], "parameters": {"binary_data_output": True}}).encode()
     request = parse_infer(header + raw + more, live, header_length=len(header))
-    assert (
-        request.records[0] == {"width": 0.5, "count": 3} and request.records[1]["width"] != request.records[1]["width"]
-    )
+    assert request.columns["count"] == [3, 4]
+    assert request.columns["width"][0] == 0.5 and np.isnan(request.columns["width"][1])
     replies = scored(live, request)
     body, length = infer_body(live, request, replies)
     assert length is not None
     said = json.loads(body[:length])["outputs"]
     assert said[0] == {"name": "prediction", "datatype": "FP64", "shape": [2], "parameters": {"binary_data_size": 16}}
-    assert np.frombuffer(body[length : length + 16], "<f8").tolist() == [r["prediction"] for r in replies]
+    assert np.frombuffer(body[length : length + 16], "<f8").tolist() == replies["prediction"]
     assert body[length + 16 :] == b"\x06\0\0\0made-0\x06\0\0\0made-1"
     for wrong, told in ((header + raw, "at most the 0 bytes"), (header + raw + more + b"x", "12 bytes after the JSON")):
         with pytest.raises(NotTheForm, match=told):

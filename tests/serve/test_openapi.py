@@ -227,7 +227,7 @@ def test_the_v2_example_is_a_request(versions: Versions) -> None:
     for name, live in versions.items():
         sent = document(versions)["paths"][f"/v2/models/{name}/infer"]["post"]["requestBody"]["content"]
         request = parse_infer(json.dumps(sent["application/json"]["example"]).encode(), live)
-        assert live.contract.check_rows(request.records) == live.contract.check_rows([live.example])
+        assert live.contract.check_rows(request.rows) == live.contract.check_rows([live.example])
 
 
 def test_the_page_and_all_that_it_loads_come_from_here(api_url: str) -> None:
