@@ -85,6 +85,7 @@ def test_files_that_cannot_be_served_are_named(trainer: ModelTrainer, tmp_path: 
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_the_process_serves_the_file_and_stops_when_told(trainer: ModelTrainer, tmp_path: Path) -> None:
     (port,) = free_ports(1)
     command = [sys.executable, "-m", "serve_app"]
