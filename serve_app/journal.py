@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,6 +15,8 @@ from serve_app.counting import Counting
 logger = logging.getLogger(__name__)
 
 _GATHER_SECONDS = 0.5
+# So long a shipment may take to the profiler before that is asked to write; then it is asked again.
+_ARRIVAL_SECONDS = 0.2
 # Rows of one call to the profiler: single ones are put in columns on the way, batches are so already.
 _SHIPMENT, _TABLE_SHIPMENT = 4096, 16_384
 
@@ -77,21 +79,34 @@ class Journal:
         self.dropped += n_rows
         self.counting.count(DROPPED, (model, version, at), n_rows)
 
-    async def settle(self) -> None:
-        """Return when all that was added is written or dropped."""
-        while (self._gathering is not None and not self._gathering.done()) or self._under_way:
-            await asyncio.sleep(0.02)
+    async def settle(self, write: Callable[[], Awaitable[Any]]) -> None:
+        """Return when all that was added before this call is written or dropped.
+
+        Parameters
+        ----------
+        write : async callable
+            Makes the profiler write what it has, which it would else do seconds later.
+        """
+        self._ship_all()
+        pending = set(self._under_way)
+        while pending:
+            _, pending = await asyncio.wait(pending, timeout=_ARRIVAL_SECONDS)
+            if pending:
+                await write()
 
     async def _gather(self) -> None:
         while self.rows or self.tables:
             await asyncio.sleep(_GATHER_SECONDS)
-            gathered, self.rows, tables, self.tables = self.rows, {}, self.tables, []
-            for key, rows in gathered.items():
-                for start in range(0, len(rows), _SHIPMENT):
-                    part = rows[start : start + _SHIPMENT]
-                    self._ship(key, len(part), partial(packed, part))
-            for key, parts in _shipments(tables):
-                self._ship(key, sum(map(len, parts)), partial(_packed_together, parts))
+            self._ship_all()
+
+    def _ship_all(self) -> None:
+        gathered, self.rows, tables, self.tables = self.rows, {}, self.tables, []
+        for key, rows in gathered.items():
+            for start in range(0, len(rows), _SHIPMENT):
+                part = rows[start : start + _SHIPMENT]
+                self._ship(key, len(part), partial(packed, part))
+        for key, parts in _shipments(tables):
+            self._ship(key, sum(map(len, parts)), partial(_packed_together, parts))
 
     def _ship(self, key: _Key, n_rows: int, columns: Callable[[], Packed]) -> None:
         sent = asyncio.ensure_future(self._send(*key, n_rows, columns))

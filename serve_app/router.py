@@ -284,7 +284,7 @@ class Switchboard:
         """Return how many served rows were profiled and logged, waiting or dropped."""
         handle = serve.get_app_handle("profiler")
         if flush:
-            await self.journal.settle()
+            await self.journal.settle(handle.flush.remote)
         counts = await handle.counts.remote()
         return {**counts, "waiting_in_router": self.journal.waiting, "dropped_by_router": self.journal.dropped}
 

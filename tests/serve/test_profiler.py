@@ -3,6 +3,7 @@
 import asyncio
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -13,8 +14,9 @@ from forge_core.monitoring.prediction_log import PredictionLog
 from forge_core.monitoring.profiles import describe_profile
 from forge_core.monitoring.windows import ReferenceProfile, Window, WindowStore
 from forge_core.storage import Storage
-from serve_app.columns import Packed, Same, Table, packed
-from serve_app.journal import Watch
+from serve_app.columns import Packed, Row, Same, Table, packed
+from serve_app.counting import Counting
+from serve_app.journal import Journal, Watch
 from serve_app.profiler import Profiler
 
 pytestmark = pytest.mark.slow
@@ -41,11 +43,14 @@ class Known(Profiler):
 
 
 def rows(n: int, first: int = 0, at: datetime = DAY) -> Packed:
-    served = [
+    return packed(rows_of(n, first, at))
+
+
+def rows_of(n: int, first: int = 0, at: datetime = DAY) -> list[Row]:
+    return [
         (f"r{i}", at + timedelta(minutes=i), DAY, "7", "champion", "ann", "x", 0.5, float(i), "a")
         for i in range(first, first + n)
     ]
-    return packed(served)
 
 
 def test_rows_of_one_window_are_one_part_however_often_they_are_written(tmp_path: Path) -> None:
@@ -155,3 +160,28 @@ def test_late_rows_and_a_clock_that_goes_backwards_land_in_their_own_windows(tmp
     asyncio.run(play())
     found = WindowStore(Storage(str(tmp_path)), "m").windows("7")
     assert [(w.start - DAY, w.n_rows) for w in found] == [(timedelta(days=d), n) for d, n in ((1, 10), (2, 5), (3, 5))]
+
+
+def test_who_asks_for_it_has_what_came_before_written_at_once_whatever_comes_after(tmp_path: Path) -> None:
+    async def play() -> None:
+        profiler, journal = Known(tmp_path, flush_seconds=600), Journal(Counting())
+        journal._log = SimpleNamespace(remote=profiler.log)
+        journal.add("m", "7", WATCH, rows_of(10))
+
+        async def go_on() -> None:
+            while True:
+                journal.add("m", "7", WATCH, rows_of(1))
+                await asyncio.sleep(0.01)
+
+        others = asyncio.ensure_future(go_on())
+        async with asyncio.timeout(30):
+            await journal.settle(profiler.flush)
+        assert (await profiler.counts())["written"] >= 10
+        others.cancel()
+        async with asyncio.timeout(30):
+            await journal.settle(profiler.flush)
+        counts = await profiler.counts()
+        assert journal.waiting == journal.dropped == 0 and counts["written"] == counts["received"] > 10
+        await profiler.stop()
+
+    asyncio.run(play())
