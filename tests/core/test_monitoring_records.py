@@ -95,6 +95,7 @@ def test_windows_are_aligned_to_utc_midnight_and_to_odd_lengths() -> None:
         window_start(DAY.replace(tzinfo=None), 24)
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.datetimes(timezones=st.timezones(), allow_imaginary=False), min_size=1),
     st.sampled_from((0.5, 1, 7, 24, 168)),

@@ -23,6 +23,8 @@ from serve_app.schemas import batch_schema, columns_schema, record_schema
 from tests.serve.live_models import MIXED, BoardInProcess
 from tests.serve.whole_api import whole_api
 
+pytestmark = pytest.mark.slow
+
 Versions = Mapping[str, LiveVersion]
 
 
